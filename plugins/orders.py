@@ -1,0 +1,170 @@
+"""The order service: who ordered, under which number, and what became of it.
+
+A handler is idempotent: flowrun may call it again with the same `ctx.idempotency_key`, after a timeout or a
+crash, and `once` (at the end) answers such a repeat from its notes. `ctx.idempotency_key` belongs to one step
+of one run; `order_id` is the customer's own name for the order.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+
+from runner import Context, RetryableError, TerminalError, handler
+
+Result = TypeVar("Result")
+
+DATABASE = "orders.db"
+TABLES = (
+    """CREATE TABLE IF NOT EXISTS orders (
+        number INTEGER PRIMARY KEY,
+        order_id TEXT NOT NULL UNIQUE,
+        customer TEXT NOT NULL,
+        email TEXT NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('placed', 'confirmed', 'rejected')),
+        reason TEXT)""",
+)
+
+
+class Order(msgspec.Struct, frozen=True):
+    order_id: str
+    number: int
+    customer: str
+    email: str
+    status: Literal["placed", "confirmed", "rejected"]
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    order_id: str
+    rejected: bool
+    """False: there was nothing to reject any more."""
+
+
+@handler("order.create")
+def create(ctx: Context, *, order_id: str, customer: str, email: str) -> Order:
+    """Give the order the next number. Fails with `duplicate_order`; a rejected one may be asked for again."""
+
+    def give_number(db: sqlite3.Connection) -> Order:
+        known = find(db, order_id)
+        if known is not None and known.status != "rejected":
+            raise TerminalError("duplicate_order", f"order {order_id} has been {known.status} already")
+        db.execute(
+            """INSERT INTO orders (order_id, customer, email, status) VALUES (?, ?, ?, 'placed')
+            ON CONFLICT (order_id) DO UPDATE SET
+                customer = excluded.customer, email = excluded.email, status = 'placed', reason = NULL""",
+            (order_id, customer, email),
+        )
+        return get(db, order_id)
+
+    return once(ctx, "order.create", Order, give_number)
+
+
+@handler("order.confirm")
+def confirm(ctx: Context, *, order_id: str) -> Order:
+    """Confirm a placed order. Fails with `unknown_order`, or `order_not_placed` if it isn't in that state."""
+
+    def set_confirmed(db: sqlite3.Connection) -> Order:
+        order = get(db, order_id)
+        if order.status != "placed":
+            raise TerminalError(
+                "order_not_placed", f"order {order_id} is {order.status}", status=order.status
+            )
+        db.execute("UPDATE orders SET status = 'confirmed' WHERE order_id = ?", (order_id,))
+        return get(db, order_id)
+
+    return once(ctx, "order.confirm", Order, set_confirmed)
+
+
+@handler("order.reject")
+def reject(ctx: Context, *, order_id: str, reason: str) -> Rejection:
+    """Reject an order, whatever its state. No such order, or one rejected before, is a success."""
+
+    def set_rejected(db: sqlite3.Connection) -> Rejection:
+        changed = db.execute(
+            "UPDATE orders SET status = 'rejected', reason = ? WHERE order_id = ? AND status != 'rejected'",
+            (reason, order_id),
+        )
+        return Rejection(order_id, rejected=changed.rowcount == 1)
+
+    return once(ctx, "order.reject", Rejection, set_rejected)
+
+
+@handler("order.status", effect=False)
+def status(ctx: Context, *, order_id: str) -> Order:
+    """The order as it is now. Fails with `unknown_order`."""
+    with transaction() as db:
+        return get(db, order_id)
+
+
+def find(db: sqlite3.Connection, order_id: str) -> Order | None:
+    row = db.execute(
+        "SELECT order_id, number, customer, email, status FROM orders WHERE order_id = ?", (order_id,)
+    ).fetchone()
+    return None if row is None else Order(*row)
+
+
+def get(db: sqlite3.Connection, order_id: str) -> Order:
+    order = find(db, order_id)
+    if order is None:
+        raise TerminalError("unknown_order", f"there is no order {order_id}", order_id=order_id)
+    return order
+
+
+# --- a database of its own, in which each effect happens once --------------------------------------------
+# This part is the same in every service: a plugin is loaded by its path and cannot import its neighbour.
+
+BOOKKEEPING = (
+    """CREATE TABLE IF NOT EXISTS effects (
+        idempotency_key TEXT PRIMARY KEY, action TEXT NOT NULL, result TEXT NOT NULL,
+        at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')))""",
+    """CREATE TABLE IF NOT EXISTS calls (
+        idempotency_key TEXT NOT NULL, action TEXT NOT NULL,
+        at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')))""",
+)
+
+
+@contextmanager
+def transaction() -> Iterator[sqlite3.Connection]:
+    """One write transaction. A refusal (TerminalError, RetryableError) commits: it is an answer, and what was
+    noted of it stays. Any other exception rolls back."""
+    folder = Path(os.environ.get("SHOP_DATA") or Path(__file__).parents[1] / ".flowrun" / "data")
+    folder.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(folder / DATABASE, timeout=10, isolation_level=None)
+    try:
+        with suppress(sqlite3.OperationalError):  # another call is creating the file: one of them does it
+            db.execute("PRAGMA journal_mode = WAL")
+        db.execute("BEGIN IMMEDIATE")
+        for statement in (*BOOKKEEPING, *TABLES):
+            db.execute(statement)
+        try:
+            yield db
+        except (TerminalError, RetryableError):
+            db.execute("COMMIT")
+            raise
+        db.execute("COMMIT")
+    finally:
+        db.close()
+
+
+def once(
+    ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]
+) -> Result:
+    """Do `effect`, or give what it gave before: the effect and the note that it was done are one transaction,
+    so that a step which is tried again, even after a crash, finds its note and does nothing twice."""
+    with transaction() as db:
+        db.execute("INSERT INTO calls (idempotency_key, action) VALUES (?, ?)", (ctx.idempotency_key, action))
+        done = db.execute(
+            "SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)
+        ).fetchone()
+        if done is not None:
+            return msgspec.json.decode(done[0], type=kind)
+        result = effect(db)
+        db.execute(
+            "INSERT INTO effects (idempotency_key, action, result) VALUES (?, ?, ?)",
+            (ctx.idempotency_key, action, msgspec.json.encode(result).decode()),
+        )
+        return result

@@ -1,0 +1,136 @@
+"""`flowrun plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from runner.cli import options, output
+from runner.cli.compiled import compiled
+from runner.plan import Emit, Fail, Plan, Program, Step, Switch, Use
+from runner.times import format_duration
+
+
+@click.command("plan")
+@options.project_dir
+@options.as_json
+def command(root: Path, as_json: bool) -> None:
+    """Show exchanges, queues, bindings and programs as the flow files declare them."""
+    plan = compiled(root).compilation.plan
+    assert plan is not None
+    if as_json:
+        output.echo(output.json_value(_as_json(plan)))
+        return
+    for line in _text(plan):
+        output.echo(line)
+
+
+def _text(plan: Plan) -> Iterator[str]:
+    topology = plan.topology
+    yield output.paint(f"project {plan.project}", "bold")
+    yield ""
+    yield from output.table(["EXCHANGE", "TYPE"], [(e.name, e.type) for e in topology.exchanges])
+    yield ""
+    rows = [(q.name, " ".join(f"{k}={v}" for k, v in sorted(q.arguments.items()))) for q in topology.queues]
+    yield from output.table(["QUEUE", "ARGUMENTS"], rows)
+    yield ""
+    bindings = [(b.exchange, b.pattern, b.queue) for b in topology.bindings]
+    yield from output.table(["EXCHANGE", "PATTERN", "QUEUE"], bindings)
+    for program in plan.programs.values():
+        yield ""
+        yield from _program(program)
+    yield ""
+    yield (
+        f"{len(topology.exchanges)} exchanges, {len(topology.queues)} queues, {len(topology.bindings)} bindings, "
+        f"{len(plan.programs)} programs."
+    )
+
+
+def _program(program: Program) -> Iterator[str]:
+    yield output.paint(program.name, "bold") + f"  ({program.span}, plan {program.plan_hash})"
+    for route in program.routes:
+        when = f" when {route.when.source}" if route.when is not None else ""
+        yield f"  on {', '.join(sorted(route.events))}{when}"
+    yield from _steps(program.steps, "  ")
+    if program.on_failure:
+        yield "  on failure"
+        yield from _steps(program.on_failure, "    ")
+
+
+def _steps(steps: tuple[Step, ...], indent: str) -> Iterator[str]:
+    for step in steps:
+        when = f"  when {step.when.source}" if step.when is not None else ""
+        yield f"{indent}{step.id}  {step.action} {_target(step)}{when}".rstrip()
+        for undo in step.undo:
+            yield f"{indent}  undo: {undo.step.action} {_target(undo.step)}"
+        if isinstance(step, Switch):
+            for branch in step.branches:
+                yield f"{indent}  {'default' if branch.when is None else 'when ' + branch.when.source}"
+                yield from _steps(branch.steps, indent + "    ")
+        for catch in step.catches:
+            yield f"{indent}  catch {', '.join(catch.types) if catch.types is not None else 'all'}"
+            yield from _steps(catch.steps, indent + "    ")
+
+
+def _target(step: Step) -> str:
+    match step:
+        case Use():
+            tries = step.retry.max_attempts
+            return (
+                f"{step.handler}  (attempts {'unlimited' if tries is None else tries}, "
+                f"timeout {format_duration(step.timeout_s)})"
+            )
+        case Emit():
+            return step.event
+        case Fail():
+            return step.type
+    return ""
+
+
+def _as_json(plan: Plan) -> dict[str, object]:
+    return {
+        "project": plan.project,
+        "exchanges": [{"name": e.name, "type": e.type} for e in plan.topology.exchanges],
+        "queues": [{"name": q.name, "arguments": dict(q.arguments)} for q in plan.topology.queues],
+        "bindings": [
+            {"exchange": b.exchange, "queue": b.queue, "pattern": b.pattern} for b in plan.topology.bindings
+        ],
+        "programs": [_program_json(program) for program in plan.programs.values()],
+    }
+
+
+def _program_json(program: Program) -> dict[str, object]:
+    return {
+        "name": program.name,
+        "plan_hash": program.plan_hash,
+        "queue": program.queue,
+        "concurrency": program.concurrency,
+        "timeout_s": program.timeout_s,
+        "routes": [
+            {"events": sorted(route.events), "when": route.when.source if route.when is not None else None}
+            for route in program.routes
+        ],
+        "steps": [_step_json(step) for step in program.steps],
+        "on_failure": [_step_json(step) for step in program.on_failure],
+    }
+
+
+def _step_json(step: Step) -> dict[str, object]:
+    described: dict[str, object] = {"id": step.id, "action": step.action, "place": str(step.span)}
+    match step:
+        case Use():
+            described |= {"use": step.handler, "timeout_s": step.timeout_s, "max_attempts": step.retry.max_attempts}
+        case Emit():
+            described |= {"emit": step.event}
+        case Switch():
+            described |= {"branches": [[_step_json(s) for s in branch.steps] for branch in step.branches]}
+    if step.undo:
+        described["compensate"] = [_step_json(undo.step) for undo in step.undo]
+    if step.catches:
+        described["catch"] = [
+            {"on": list(c.types) if c.types is not None else None, "do": [_step_json(s) for s in c.steps]}
+            for c in step.catches
+        ]
+    return described

@@ -1,0 +1,131 @@
+"""A run as people read it: lines as it goes, and a timeline when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from runner.cli.output import paint, state
+from runner.lang.report import printable
+from runner.records import (
+    AttemptFailed,
+    BranchTaken,
+    Change,
+    Error,
+    ErrorCaught,
+    Record,
+    RunFailed,
+    StepFinished,
+    StepState,
+    StoredRun,
+    UndoFinished,
+)
+from runner.times import format_duration, parse_time
+
+
+def short(run_id: str) -> str:
+    """Enough of a run's id to tell it from the others of a day."""
+    return run_id[:8]
+
+
+def change_lines(change: Change, handler: str, trigger: str, *, stream: object = None) -> Iterator[str]:
+    """What a commit says, a line a fact, each with the run that it is of."""
+    head = f"{short(change.run_id)} {handler}"
+    if change.started is not None:
+        yield f"{head}  {paint('begins', 'bold', stream=stream)}  {trigger}"
+    for record in change.records:
+        text = _line(record, stream)
+        if text is not None:
+            yield f"{head}    {text}"
+    if change.finished_at is not None:
+        why = f"  {_error(change.error)}" if change.error is not None else ""
+        yield f"{head}  {state(str(change.state), stream=stream)}{why}"
+
+
+def timeline(run: StoredRun) -> Iterator[str]:
+    """`runs show`: the run's head, its steps in the order they ended, and its compensations."""
+    started = run.started
+    meta = started.trigger
+    yield f"{paint('run', 'bold')}      {started.run_id}"
+    yield f"{paint('handler', 'bold')}  {started.handler}  (plan {started.plan_hash})"
+    about = f" about {meta.subject}" if meta.subject else ""
+    yield f"{paint('trigger', 'bold')}  {printable(meta.type)}{printable(about)}  (id {printable(meta.id)} from {printable(meta.source)})"
+    end = run.finished_at
+    took = f", took {_between(started.started_at, end)}" if end is not None else ""
+    yield f"{paint('state', 'bold')}    {state(str(run.state))}{took}"
+    if run.error is not None:
+        yield f"{paint('error', 'bold')}    {_error(run.error)}"
+    if run.due_at is not None:
+        yield f"{paint('next', 'bold')}     goes on at {run.due_at}"
+    if run.crashes:
+        yield f"{paint('crashes', 'bold')}  {run.crashes}: processes that died with it"
+    yield ""
+    yield f"{started.started_at}  begins"
+    undoing = False
+    for record in run.records:
+        if isinstance(record, UndoFinished) and not undoing:
+            undoing = True
+        text = _line(record, None)
+        if text is not None:
+            yield f"{_time(record)}  {text}"
+    if end is not None:
+        yield f"{end}  {state(str(run.state))}"
+
+
+def _line(record: Record, stream: object) -> str | None:
+    match record:
+        case BranchTaken():
+            return None
+        case StepFinished(state=StepState.SKIPPED):
+            return paint(f"- {record.step_id} skipped", "bright_black", stream=stream)
+        case StepFinished(state=StepState.COMPLETED):
+            mark = paint("✓", "green", stream=stream)
+            return f"{mark} {record.step_id}{_tries(record.attempts)}{_took(record)}"
+        case StepFinished():
+            mark = paint("✗", "red", stream=stream)
+            return f"{mark} {record.step_id}{_tries(record.attempts)}  {_error(record.error)}"
+        case AttemptFailed():
+            mark = paint("↻", "yellow", stream=stream)
+            verb = "undo " if record.undo else ""
+            wait = _between(record.failed_at, record.retry_at)
+            return f"{mark} {verb}{record.step_id} attempt {record.attempt} failed  {_error(record.error)}; again in {wait}"
+        case ErrorCaught():
+            return f"{paint('!', 'yellow', stream=stream)} {record.step_id} caught {_error(record.error)}"
+        case RunFailed():
+            return paint(f"fails  {_error(record.error)}", "red", stream=stream)
+        case UndoFinished(state=StepState.SKIPPED):
+            return paint(f"- {record.step_id} not undone (when)", "bright_black", stream=stream)
+        case UndoFinished(state=StepState.COMPLETED):
+            mark = paint("↶", "yellow", stream=stream)
+            return f"{mark} {record.step_id} undone{_tries(record.attempts)}{_took(record)}"
+        case UndoFinished():
+            mark = paint("✗", "red", stream=stream)
+            return f"{mark} {record.step_id} could not be undone{_tries(record.attempts)}  {_error(record.error)}"
+
+
+def _time(record: Record) -> str:
+    match record:
+        case StepFinished() | UndoFinished():
+            return record.finished_at
+        case AttemptFailed() | RunFailed() | ErrorCaught():
+            return record.failed_at
+    return ""
+
+
+def _tries(attempts: int) -> str:
+    return f" at attempt {attempts}" if attempts > 1 else ""
+
+
+def _took(record: StepFinished | UndoFinished) -> str:
+    if record.started_at is None or record.action in ("set", "stop", "emit"):
+        return ""
+    return f"  {_between(record.started_at, record.finished_at)}"
+
+
+def _between(start: str, end: str) -> str:
+    return format_duration(max(0.0, (parse_time(end) - parse_time(start)).total_seconds()))
+
+
+def _error(error: Error | None) -> str:
+    if error is None:
+        return ""
+    return printable(error.type if error.message == error.type else f"{error.type}: {error.message}")

@@ -1,0 +1,1 @@
+"""Plan × Delivery → Outcome: runs handlers so that nothing is lost."""

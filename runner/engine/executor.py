@@ -1,0 +1,394 @@
+"""Runs a program: forward through its steps, back through its compensations.
+
+A step that has a record is never run again: after a crash the walk begins anew and passes over what is
+recorded. Nothing is durable before `Run.commit`, and an effect begins only when what came before it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from runner.engine.compensation import undo_plan
+from runner.engine.retry import Random, delay_before_next, matches
+from runner.engine.run import Run
+from runner.errors import ExpressionError
+from runner.expressions import Scope, holds
+from runner.handler import Context
+from runner.outcome import Done, Failed, Outcome, Parked, Stopped
+from runner.plan import Emit, Fail, Set, Step, Stop, Switch, Use
+from runner.ports import Clock, Handler
+from runner.records import (
+    AttemptFailed,
+    BranchTaken,
+    Error,
+    ErrorCaught,
+    RunFailed,
+    RunState,
+    StepFinished,
+    StepState,
+    UndoFinished,
+)
+from runner.steps import emit, fail, switch, use
+from runner.times import parse_time, rfc3339
+
+Extra = Mapping[str, Any]
+"""Names that only some places see: `error`, `output`."""
+
+
+class NotOurs(Exception):
+    """The first commit found the run standing already: another delivery of the same message began it."""
+
+
+class Executor:
+    """Executes runs. `mask` takes secrets out of the texts of errors; `draining` says that the process is to
+    stop, so that owned runs are put down at the next step."""
+
+    def __init__(
+        self,
+        *,
+        handlers: Mapping[str, Handler],
+        clock: Clock,
+        random: Random,
+        mask: Callable[[str], str],
+        draining: Callable[[], bool],
+    ) -> None:
+        self._handlers = handlers
+        self._clock = clock
+        self._random = random
+        self._mask = mask
+        self._draining = draining
+
+    async def execute(self, run: Run) -> None:
+        """Take a run as far as it goes now: to its end, or to where it is parked. All is committed then.
+
+        Raises StoreError, and NotOurs if the run was begun by someone else.
+        """
+        outcome: Outcome = Done()
+        if run.history.failure is None:
+            outcome = await self._block(run, run.program.steps, {})
+            if isinstance(outcome, Failed):
+                run.note(RunFailed(error=outcome.error, failed_at=self._now_text()))
+                run.state = RunState.COMPENSATING
+        if run.history.failure is not None:
+            await self._undo_all(run)
+        elif isinstance(outcome, Parked):
+            waits = RunState.RUNNING if self._draining() else RunState.WAITING
+            await self._commit(run, waits, due_at=outcome.due_at)
+        else:
+            await self._commit(run, RunState.COMPLETED, finished_at=self._clock.now())
+
+    # --- forward
+
+    async def _block(self, run: Run, steps: tuple[Step, ...], extra: Extra) -> Outcome:
+        output: Any = None
+        for step in steps:
+            record = run.history.finished.get(step.id)
+            if record is not None:
+                output = record.output if record.state is not StepState.SKIPPED else output
+                continue
+            outcome = await self._step(run, step, extra)
+            if not isinstance(outcome, Done):
+                return outcome
+            output = outcome.output
+        return Done(output)
+
+    async def _step(self, run: Run, step: Step, extra: Extra) -> Outcome:
+        caught = run.history.caught.get(step.id)
+        if caught is not None:
+            return await self._catch(run, step, caught, extra)
+        if run.owned and self._draining():
+            return Parked(self._clock.now())
+        started_at = self._started_at(run, step)
+        late = self._deadline_passed(run, step) if run.history.failure is None else None
+        outcome = late or await self._begin(run, step, extra)
+        if outcome is None:
+            run.note(self._skipped(step))
+            return Done()
+        if isinstance(outcome, Failed):
+            return await self._failed(run, step, outcome, started_at, extra)
+        if isinstance(outcome, Done | Stopped):
+            output = outcome.output if isinstance(outcome, Done) else None
+            run.note(self._finished(run, step, StepState.COMPLETED, started_at, output=output))
+        return outcome
+
+    async def _begin(self, run: Run, step: Step, extra: Extra) -> Outcome | None:
+        """Do what the step does; None if its `when` does not hold. `when` is asked once, not again by a retry."""
+        is_begun = step.id in run.history.attempts or step.id in run.history.branches
+        try:
+            if step.when is not None and not is_begun:
+                if not holds(step.when.evaluate(run.scope(f"{step.id}\0when", **extra))):
+                    return None
+            return await self._act(run, step, extra)
+        except ExpressionError as error:
+            return _expression_failed(step, error)
+
+    async def _act(self, run: Run, step: Step, extra: Extra) -> Outcome:
+        match step:
+            case Use():
+                return await self._use(run, step, step.id, run.scope(step.id, **extra))
+            case Emit():
+                return self._emit(run, step, run.scope(step.id, **extra))
+            case Set():
+                return Done(step.values(run.scope(step.id, **extra)))
+            case Switch():
+                return await self._switch(run, step, extra)
+            case Fail():
+                return fail.build(step, run.scope(step.id, **extra))
+            case Stop():
+                return Stopped()
+        raise AssertionError(f"no such step kind: {step.action}")
+
+    async def _switch(self, run: Run, step: Switch, extra: Extra) -> Outcome:
+        if step.id not in run.history.branches:
+            branch = switch.choose(step, run.scope(step.id, **extra))
+            run.note(BranchTaken(step_id=step.id, branch=branch))
+        taken = run.history.branches[step.id]
+        if taken is None:
+            return Done()
+        return await self._block(run, step.branches[taken].steps, extra)
+
+    def _emit(self, run: Run, step: Emit, scope: Scope) -> Done | Failed:
+        event = run.plan.events[step.event]
+        trigger = run.started.trigger
+        emitter = emit.Emitter(
+            project=run.plan.project,
+            source=f"/flowrun/{run.plan.project}/{run.program.flow}",
+            cause=trigger,
+            trace=run.started.trace,
+        )
+        try:
+            record, outgoing = emit.build(event, step.data(scope), emitter, self._now_text())
+        except emit.PayloadError as error:
+            return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=step.id))
+        run.publish(record, outgoing)
+        return Done({"id": record.meta.id})
+
+    async def _use(self, run: Run, step: Use, key: str, scope: Scope) -> Done | Failed | Parked:
+        """Try once; a failure that is to be repeated parks the run until then."""
+        inputs = step.inputs(scope)
+        if not isinstance(inputs, dict):
+            return _expression_failed(step, ExpressionError("`with` must give an object"))
+        failed = run.history.attempts.get(key, [])
+        attempt = len(failed) + 1
+        if run.must_commit:
+            await self._commit(run)
+        started = self._clock.now()
+        limit = self._attempt_limit(run, step, started)
+        context = Context(
+            run_id=run.id,
+            step_id=key,
+            attempt=attempt,
+            idempotency_key=f"{run.id}/{key}",
+            deadline=started + timedelta(seconds=limit),
+            correlation_id=run.started.trigger.correlation_id,
+            logger=run.logger,
+        )
+        outcome = await use.attempt(self._handlers[step.handler], context, inputs, limit)
+        if isinstance(outcome, Done):
+            return outcome
+        late = self._deadline_passed(run, step) if run.history.failure is None else None
+        return late or self._retry(run, step, key, outcome, attempt, started)
+
+    def _retry(
+        self, run: Run, step: Use, key: str, failure: Failed, attempt: int, started: datetime
+    ) -> Failed | Parked:
+        failure = self._masked(failure)
+        now = self._clock.now()
+        failed = run.history.attempts.get(key, [])
+        first = parse_time(failed[0].started_at) if failed else started
+        elapsed_s = (now - first).total_seconds()
+        delay_s = delay_before_next(step.retry, failure, attempt, elapsed_s, self._random)
+        if delay_s is None:
+            return failure
+        due_at = now + timedelta(seconds=delay_s)
+        run.note(
+            AttemptFailed(
+                step_id=key,
+                attempt=attempt,
+                started_at=rfc3339(started),
+                failed_at=rfc3339(now),
+                retry_at=rfc3339(due_at),
+                error=failure.error,
+                undo=run.history.failure is not None,
+            )
+        )
+        deadline = run.deadline if run.history.failure is None else None
+        return Parked(due_at if deadline is None else min(due_at, deadline))
+
+    # --- failure
+
+    async def _failed(
+        self, run: Run, step: Step, failure: Failed, started_at: str, extra: Extra
+    ) -> Outcome:
+        """A step has failed for good: one of its catches takes the error, or it goes up."""
+        for number, catch in enumerate(step.catches):
+            if failure.of_run or not (catch.types is None or matches(failure.error.type, catch.types)):
+                continue
+            caught = ErrorCaught(
+                step_id=step.id,
+                catch=number,
+                error=failure.error,
+                attempts=self._attempts(run, step),
+                started_at=started_at,
+                failed_at=self._now_text(),
+            )
+            run.note(caught)
+            return await self._catch(run, step, caught, extra)
+        run.note(self._finished(run, step, StepState.FAILED, started_at, error=failure.error))
+        return failure
+
+    async def _catch(self, run: Run, step: Step, caught: ErrorCaught, extra: Extra) -> Outcome:
+        error = run.history.steps[step.id]["error"]
+        outcome = await self._block(run, step.catches[caught.catch].steps, {**extra, "error": error})
+        if isinstance(outcome, Parked):
+            return outcome
+        output = outcome.output if isinstance(outcome, Done) else None
+        run.note(
+            StepFinished(
+                step_id=step.id,
+                action=step.action,
+                state=StepState.FAILED,
+                attempts=caught.attempts,
+                started_at=caught.started_at,
+                finished_at=self._now_text(),
+                output=output,
+                error=caught.error,
+            )
+        )
+        return outcome
+
+    async def _undo_all(self, run: Run) -> None:
+        """Undo what completed, in reverse; then `on_failure`; then the run is final."""
+        history = run.history
+        error = history.failure
+        assert error is not None
+        shown = {"error": _shown(error)}
+        for step, undo in undo_plan(run.program, history):
+            if undo.id in history.undone:
+                continue
+            if run.owned and self._draining():
+                await self._commit(run, RunState.COMPENSATING, due_at=self._clock.now(), error=error)
+                return
+            parked = await self._undo(run, undo, {**shown, "output": history.finished[step.id].output})
+            if parked is not None:
+                await self._commit(run, RunState.COMPENSATING, due_at=parked.due_at, error=error)
+                return
+        outcome = await self._block(run, run.program.on_failure, shown)
+        if isinstance(outcome, Parked):
+            await self._commit(run, RunState.COMPENSATING, due_at=outcome.due_at, error=error)
+            return
+        await self._commit(run, _final(run, outcome), finished_at=self._clock.now(), error=error)
+
+    async def _undo(self, run: Run, undo: Use | Emit, extra: Extra) -> Parked | None:
+        started_at = self._started_at(run, undo)
+        outcome: Done | Failed | Parked | None = None
+        state = StepState.COMPLETED
+        try:
+            scope = run.scope(undo.id, **extra)
+            if undo.when is not None and undo.id not in run.history.attempts and not holds(undo.when.evaluate(scope)):
+                state, outcome = StepState.SKIPPED, Done()
+            elif isinstance(undo, Use):
+                outcome = await self._use(run, undo, undo.id, scope)
+            else:
+                outcome = self._emit(run, undo, scope)
+        except ExpressionError as error:
+            outcome = _expression_failed(undo, error)
+        if isinstance(outcome, Parked):
+            return outcome
+        failed = isinstance(outcome, Failed)
+        run.note(
+            UndoFinished(
+                step_id=undo.id,
+                index=0,
+                action=undo.action,
+                state=StepState.FAILED if failed else state,
+                attempts=0 if state is StepState.SKIPPED else self._attempts(run, undo),
+                started_at=started_at,
+                finished_at=self._now_text(),
+                output=outcome.output if isinstance(outcome, Done) else None,
+                error=outcome.error if isinstance(outcome, Failed) else None,
+            )
+        )
+        return None
+
+    # --- small things
+
+    def _finished(
+        self, run: Run, step: Step, state: StepState, started_at: str, *, output: Any = None, error: Error | None = None
+    ) -> StepFinished:
+        return StepFinished(
+            step_id=step.id,
+            action=step.action,
+            state=state,
+            attempts=self._attempts(run, step),
+            started_at=started_at,
+            finished_at=self._now_text(),
+            output=output,
+            error=error,
+        )
+
+    def _skipped(self, step: Step) -> StepFinished:
+        return StepFinished(
+            step_id=step.id,
+            action=step.action,
+            state=StepState.SKIPPED,
+            attempts=0,
+            started_at=None,
+            finished_at=self._now_text(),
+        )
+
+    def _attempts(self, run: Run, step: Step) -> int:
+        return len(run.history.attempts.get(step.id, ())) + 1
+
+    def _started_at(self, run: Run, step: Step) -> str:
+        failed = run.history.attempts.get(step.id)
+        return failed[0].started_at if failed else self._now_text()
+
+    def _attempt_limit(self, run: Run, step: Use, now: datetime) -> float:
+        deadline = run.deadline if run.history.failure is None else None
+        return step.timeout_s if deadline is None else min(step.timeout_s, (deadline - now).total_seconds())
+
+    def _deadline_passed(self, run: Run, step: Step) -> Failed | None:
+        deadline = run.deadline
+        if deadline is None or self._clock.now() < deadline:
+            return None
+        limit = run.program.timeout_s
+        return Failed(
+            Error(type="timeout", message=f"the run took longer than {limit:g} s", retryable=True, step=step.id),
+            of_run=True,
+        )
+
+    def _masked(self, failure: Failed) -> Failed:
+        error = failure.error
+        clean = Error(
+            type=error.type,
+            message=self._mask(error.message),
+            retryable=error.retryable,
+            details={key: self._mask(v) if isinstance(v, str) else v for key, v in error.details.items()},
+            step=error.step,
+        )
+        return Failed(clean, failure.retry_after_s, failure.of_run)
+
+    def _now_text(self) -> str:
+        return rfc3339(self._clock.now())
+
+    async def _commit(self, run: Run, state: RunState | None = None, **how: Any) -> None:
+        if not await run.commit(state, **how):
+            raise NotOurs
+
+
+def _expression_failed(step: Step, error: ExpressionError) -> Failed:
+    return Failed(Error(type="expression", message=str(error), retryable=False, step=step.id))
+
+
+def _shown(error: Error) -> dict[str, Any]:
+    return {name: getattr(error, name) for name in error.__struct_fields__}
+
+
+def _final(run: Run, outcome: Outcome) -> RunState:
+    undone = run.history.undone.values()
+    if isinstance(outcome, Failed) or any(record.state is StepState.FAILED for record in undone):
+        return RunState.COMPENSATION_FAILED
+    return RunState.COMPENSATED if run.history.undone else RunState.FAILED

@@ -1,0 +1,127 @@
+"""Delivery → the message that begins a run, or the reason why it cannot."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
+
+from runner.engine.run import run_id
+from runner.errors import EnvelopeError, ExpressionError
+from runner.expressions import Scope, holds
+from runner.message import MAX_BODY_BYTES, Delivery, Message, claimed_type, decode_json, read_message
+from runner.plan import Event, Plan, Program
+from runner.records import DeadLetter, Error, RunStarted
+from runner.times import rfc3339
+from runner.topics import topic_matches
+
+_LETTER_IDS = uuid.UUID("5b8c4f0a-3e0b-5b57-8d2d-6f3f1c8f2b90")
+
+
+def read(plan: Plan, program: Program, delivery: Delivery, now: datetime, env: Mapping[str, str]) -> RunStarted | None:
+    """The beginning of the run; None if no route of the handler wants the message (it is passed over).
+
+    Raises EnvelopeError: it is a dead letter.
+    """
+    if len(delivery.body) > MAX_BODY_BYTES:
+        raise EnvelopeError("too_large", f"the body has {len(delivery.body)} bytes, the limit is {MAX_BODY_BYTES}")
+    event = _event_of(plan, delivery)
+    message = read_message(delivery, event.name, now)
+    payload = _payload(event, message)
+    message = _with_subject(event, message, payload)
+    scope = {"event": payload, "meta": asdict(message.meta), "env": dict(env)}
+    if not _wanted(program, event, scope):
+        return None
+    meta = message.meta
+    return RunStarted(
+        run_id=run_id(program.name, meta.source, meta.id),
+        flow=program.flow,
+        handler=program.name,
+        plan_hash=program.plan_hash,
+        trigger=meta,
+        data=message.data,
+        started_at=rfc3339(now),
+        trace=dict(message.trace),
+    )
+
+
+def dead_letter(program: Program, delivery: Delivery, fault: EnvelopeError, now: datetime) -> DeadLetter:
+    """The delivery, kept whole. The same message at the same handler is the same letter."""
+    properties = delivery.properties
+    known = properties.message_id or properties.headers.get("ce-id")
+    ident = uuid.uuid5(_LETTER_IDS, f"{program.name}\0{known}\0{fault.reason}") if known else uuid.uuid4()
+    types = claimed_type(delivery)
+    return DeadLetter(
+        id=str(ident),
+        reason=fault.reason,
+        error=Error(type=fault.reason, message=str(fault), retryable=False),
+        handler=program.name,
+        type=types[0] if types else None,
+        source=properties.headers.get("ce-source"),
+        message_id=str(known) if known else None,
+        received_at=rfc3339(now),
+        body=delivery.body,
+        headers={key: _plain(value) for key, value in properties.headers.items()},
+        exchange=delivery.exchange,
+        routing_key=delivery.routing_key,
+    )
+
+
+def _event_of(plan: Plan, delivery: Delivery) -> Event:
+    """The event that the routing key names, else the one that the message says it is."""
+    claims = claimed_type(delivery)
+    for name in claims:
+        if name in plan.events:
+            return plan.events[name]
+    for event in plan.events.values():
+        if any(topic_matches(key, delivery.routing_key) for key in event.keys):
+            return event
+    shown = ", ".join(f'"{name}"' for name in claims) or "a message without a type"
+    raise EnvelopeError("unknown_event", f"no event is declared for {shown}")
+
+
+def _payload(event: Event, message: Message) -> Any:
+    try:
+        payload = decode_json(message.data)
+    except ValueError as error:
+        raise EnvelopeError("invalid_json", f"the body is not JSON: {error}") from None
+    misfit = event.check(payload)
+    if misfit is not None:
+        raise EnvelopeError("schema_violation", f"{event.name} does not fit its schema: {misfit}")
+    return payload
+
+
+def _with_subject(event: Event, message: Message, payload: Any) -> Message:
+    if message.meta.subject is not None or event.subject is None:
+        return message
+    try:
+        subject = event.subject({"event": payload})
+    except ExpressionError as error:
+        raise EnvelopeError("expression", f"the subject of {event.name}: {error}") from None
+    return replace(message, meta=replace(message.meta, subject=str(subject)))
+
+
+def _wanted(program: Program, event: Event, scope: Scope) -> bool:
+    try:
+        return any(
+            route.when is None or holds(route.when.evaluate(scope))
+            for route in program.routes
+            if event.name in route.events
+        )
+    except ExpressionError as error:
+        raise EnvelopeError("expression", f"a route's `when`: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """A header's value as JSON has it."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,93 @@
+"""Publishes what runs have committed, until the broker has confirmed it.
+
+A crash between publishing and marking sends again under the same id. What the broker would not take stays,
+with its reason, and is tried again now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from runner.errors import StoreError, TransportError
+from runner.message import Outgoing
+from runner.ports import Store, Transport
+
+BATCH = 500
+RETRY_REFUSED_S = 5.0
+PAUSE_S = 1.0
+
+_log = logging.getLogger("flowrun.outbox")
+
+
+class Outbox:
+    """The one task of a process that publishes. `poke` it after a commit."""
+
+    def __init__(self, store: Store, transport: Transport) -> None:
+        self._store = store
+        self._transport = transport
+        self._poked = asyncio.Event()
+        self._poked.set()
+        self._idle = asyncio.Event()
+
+    def poke(self) -> None:
+        """There may be something to publish."""
+        self._idle.clear()
+        self._poked.set()
+
+    async def flush(self) -> None:
+        """Return when nothing is left that the broker would take."""
+        self.poke()
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Publish for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(RETRY_REFUSED_S):
+                    await self._poked.wait()
+            except TimeoutError:
+                await self._safely(self._retry_refused)
+            self._poked.clear()
+            if not await self._safely(self._publish_all):
+                self._poked.set()
+                await asyncio.sleep(PAUSE_S)
+            elif not self._poked.is_set():
+                self._idle.set()
+
+    async def _publish_all(self) -> None:
+        while await self._publish_batch(refused=False):
+            pass
+
+    async def _retry_refused(self) -> None:
+        await self._publish_batch(refused=True)
+
+    async def _publish_batch(self, *, refused: bool) -> bool:
+        rows = await self._store.outbox(BATCH, refused=refused)
+        if not rows:
+            return False
+        results = await self._publish_until_answered([row.outgoing for row in rows])
+        for row, reason in zip(rows, results, strict=True):
+            if reason is not None and row.reason is None:
+                _log.warning("%s %s stays in the outbox: %s", row.outgoing.routing_key,
+                             row.outgoing.properties.message_id, reason)  # fmt: skip
+        await self._store.sent({row.position: reason for row, reason in zip(rows, results, strict=True)})
+        return True
+
+    async def _publish_until_answered(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
+        """A broker that is away answers nothing: what was sent may have arrived, so it is sent again."""
+        while True:
+            try:
+                return await self._transport.publish(messages)
+            except TransportError as error:
+                _log.warning("the broker took nothing: %s; trying again", error)
+                await asyncio.sleep(PAUSE_S)
+
+    async def _safely(self, work: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            await work()
+        except StoreError as error:
+            _log.error("%s", error)
+            return False
+        return True

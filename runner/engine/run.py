@@ -1,0 +1,184 @@
+"""One run in memory: its records, what is not committed yet, and the names that its expressions see."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from runner.engine.history import History
+from runner.expressions import Scope
+from runner.message import Outgoing, decode_json
+from runner.plan import Plan, Program
+from runner.ports import Store
+from runner.records import (
+    BranchTaken,
+    Change,
+    Error,
+    EventRecord,
+    Record,
+    RunStarted,
+    RunState,
+    StepFinished,
+    StepState,
+    StoredRun,
+)
+from runner.times import parse_time, rfc3339
+
+_RUN_IDS = uuid.UUID("6f1f0c9e-6d1a-5d43-9f0e-0d7b5c0a8a11")
+
+
+_WITHOUT_EFFECT = frozenset({"set", "switch", "fail", "stop"})
+
+
+def run_id(handler: str, source: str, message_id: str) -> str:
+    """The id of the run that a message begins: the same message, the same run."""
+    return str(uuid.uuid5(_RUN_IDS, f"{handler}\0{source}\0{message_id}"))
+
+
+class Run:
+    """A run as it goes: `note` records, `commit` makes durable what was noted.
+
+    `on_commit` is told every change once it is durable.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        program: Program,
+        started: RunStarted,
+        store: Store,
+        on_commit: Callable[[Change], None],
+        env: Mapping[str, str],
+        secrets: Mapping[str, str],
+    ) -> None:
+        self.plan = plan
+        self.program = program
+        self.started = started
+        self.history = History(program)
+        self.owned = False
+        """The store has the run: the message may be acknowledged."""
+        self.read_clock = False
+        self.state = RunState.RUNNING
+        self._store = store
+        self._on_commit = on_commit
+        self._committed = 0
+        self._records: list[Record] = []
+        self._events: list[EventRecord] = []
+        self._outgoing: list[Outgoing] = []
+        self._step_id = ""
+        self._uuids = 0
+        trigger = started.trigger
+        self._base: dict[str, Any] = {
+            "event": decode_json(started.data),
+            "meta": {name: getattr(trigger, name) for name in trigger.__slots__},
+            "run": {"id": started.run_id, "started_at": started.started_at},
+            "steps": self.history.steps,
+            "vars": self.history.variables,
+            "env": dict(env),
+            "secrets": dict(secrets),
+            "now": self._now,
+            "uuid": self._uuid,
+        }
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.started.run_id
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the run's own timeout passes."""
+        if self.program.timeout_s is None:
+            return None
+        return parse_time(self.started.started_at) + timedelta(seconds=self.program.timeout_s)
+
+    @property
+    def logger(self) -> logging.Logger:
+        """Where the run's handlers log."""
+        return logging.getLogger(f"flowrun.{self.program.name}")
+
+    def recall(self, stored: StoredRun) -> None:
+        """Take up what the store has of it."""
+        for record in stored.records:
+            self.history.add(record)
+        self._committed = len(stored.records)
+        self.owned = True
+        self.state = RunState.COMPENSATING if self.history.failure is not None else RunState.RUNNING
+
+    def scope(self, step_id: str, **extra: Any) -> Scope:
+        """What an expression of this step sees. `uuid()` and `now()` give the same values when asked again
+        after a crash: they derive from the run, the step and the latest recorded time."""
+        self._step_id, self._uuids = step_id, 0
+        return {**self._base, **extra} if extra else self._base
+
+    def note(self, record: Record) -> None:
+        """Record something; durable with the next commit."""
+        self._records.append(record)
+        self.history.add(record)
+
+    def publish(self, event: EventRecord, outgoing: Outgoing) -> None:
+        """Publish an event; it leaves with the next commit."""
+        self._events.append(event)
+        self._outgoing.append(outgoing)
+
+    @property
+    def must_commit(self) -> bool:
+        """Something has happened that a crash during the next effect must not undo."""
+        if self._outgoing or (self.read_clock and not self.owned):
+            return True
+        return any(not _rides_along(record) for record in self._records)
+
+    async def commit(
+        self,
+        state: RunState | None = None,
+        *,
+        due_at: datetime | None = None,
+        finished_at: datetime | None = None,
+        error: Error | None = None,
+    ) -> bool:
+        """Make durable what was noted. False if the run turned out to stand already: then it is not ours.
+
+        Raises StoreError.
+        """
+        self.state = state or self.state
+        change = Change(
+            run_id=self.id,
+            state=self.state,
+            started=None if self.owned else self.started,
+            first=self._committed,
+            records=tuple(self._records),
+            events=tuple(self._events),
+            outgoing=tuple(self._outgoing),
+            due_at=None if due_at is None else rfc3339(due_at),
+            finished_at=None if finished_at is None else rfc3339(finished_at),
+            error=error,
+        )
+        if not await self._store.commit(change):
+            return False
+        self._committed += len(self._records)
+        self._records, self._events, self._outgoing = [], [], []
+        self.owned = True
+        self._on_commit(change)
+        return True
+
+    def _now(self) -> str:
+        self.read_clock = True
+        return self.history.last_time or self.started.started_at
+
+    def _uuid(self) -> str:
+        self._uuids += 1
+        return str(uuid.uuid5(uuid.UUID(self.id), f"{self._step_id}\0{self._uuids}"))
+
+
+def _rides_along(record: Record) -> bool:
+    """The same record would be made again after a crash, so that it need not be durable before an effect."""
+    match record:
+        case BranchTaken():
+            return True
+        case StepFinished():
+            return record.action in _WITHOUT_EFFECT or record.state is StepState.SKIPPED
+    return False

@@ -1,0 +1,317 @@
+"""One process that consumes and runs: deliveries in, finished or parked runs out.
+
+A delivery is acknowledged after its run's first commit, its dead letter's, or when no route wants it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from runner.engine import intake
+from runner.engine.executor import Executor, NotOurs
+from runner.engine.outbox import Outbox
+from runner.engine.run import Run
+from runner.errors import EnvelopeError, StoreError, TransportError
+from runner.message import Delivery
+from runner.plan import Plan, Program
+from runner.ports import Clock, Store, StoreReader, Transport
+from runner.records import Change, RunStarted, StoredRun
+from runner.times import parse_time
+
+POLL_S = 1.0
+TAKE = 200
+TIMER_S = 60.0
+PAUSE_S = 1.0
+
+_log = logging.getLogger("flowrun.worker")
+
+Watch = Callable[[Run, Change], None]
+"""Is told every committed change, for logs."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a worker has done so far."""
+
+    begun: int = 0
+    finished: int = 0
+    passed_over: int = 0
+    duplicates: int = 0
+    dead_letters: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """`env` and `secrets` as flows see them; secrets are read anew for every run."""
+
+    env: Callable[[tuple[str, ...]], Mapping[str, str]]
+    secrets: Callable[[tuple[str, ...]], Mapping[str, str]]
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A handler's queue in this process."""
+
+    program: Program
+    slots: asyncio.Semaphore
+
+
+@dataclass(slots=True)
+class _Beginning:
+    """A message whose run is not durable yet."""
+
+    delivery: Delivery
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Worker:
+    """Runs the programs of a plan. `older` are plans of before, for runs that began with them, by hash."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        older: Mapping[str, Plan],
+        programs: tuple[Program, ...],
+        transport: Transport,
+        store: Store,
+        reader: StoreReader,
+        executor: Callable[[Callable[[], bool]], Executor],
+        environment: Environment,
+        clock: Clock,
+        watch: Watch,
+    ) -> None:
+        self.counts = Counts()
+        self._plan = plan
+        self._older = older
+        self._transport = transport
+        self._store = store
+        self._reader = reader
+        self._environment = environment
+        self._clock = clock
+        self._watch = watch
+        self._draining = False
+        self._executor = executor(lambda: self._draining)
+        self._outbox = Outbox(store, transport)
+        self._lanes = {p.name: _Lane(p, asyncio.Semaphore(p.concurrency)) for p in programs}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._beginning: dict[str, _Beginning] = {}
+        self._cancels: list[Callable[[], Awaitable[None]]] = []
+        self._due = asyncio.Event()
+
+    async def start(self) -> tuple[asyncio.Task[None], ...]:
+        """Begin to consume; returns the tasks that go on until `drain`. Raises TransportError."""
+        for lane in self._lanes.values():
+            if lane.program.routes:
+                self._cancels.append(await self._consume(lane))
+        return (asyncio.create_task(self._outbox.run()), asyncio.create_task(self._take_runs()))
+
+    async def is_idle(self) -> bool:
+        """Nothing is being done, and nothing waits to be done."""
+        queues = [lane.program.queue for lane in self._lanes.values() if lane.program.routes]
+        if self._tasks or await self._transport.depth(queues):
+            return False
+        backlog = await self._reader.backlog()
+        return not (self._tasks or backlog.runs or backlog.outbox)
+
+    async def drain(self, grace_s: float) -> bool:
+        """Take nothing new, put runs down at their next step, publish what is committed.
+
+        False if some handler did not end within `grace_s`; its run is taken up again later.
+        """
+        self._draining = True
+        for cancel in self._cancels:
+            await cancel()
+        try:
+            async with asyncio.timeout(grace_s):
+                while self._tasks:
+                    await asyncio.wait(set(self._tasks))
+                await self._outbox.flush()
+        except TimeoutError:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            return False
+        return True
+
+    # --- messages
+
+    async def _consume(self, lane: _Lane) -> Callable[[], Awaitable[None]]:
+        def deliver(delivery: Delivery) -> None:
+            self._spawn(self._serve(lane, delivery))
+
+        return await self._transport.consume(lane.program.queue, lane.program.concurrency, deliver)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("internal error, please report it", exc_info=task.exception())
+
+    async def _serve(self, lane: _Lane, delivery: Delivery) -> None:
+        async with lane.slots:
+            if self._draining:
+                await self._settle(delivery, accept=False)
+                return
+            try:
+                await self._serve_one(lane.program, delivery)
+            except StoreError as error:
+                _log.error("%s; the message goes back to its queue", error)
+            except Exception:
+                _log.exception("internal error, please report it; the message goes back to its queue")
+            else:
+                return
+            await asyncio.sleep(PAUSE_S)
+            await self._settle(delivery, accept=False)
+
+    async def _serve_one(self, program: Program, delivery: Delivery) -> None:
+        now = self._clock.now()
+        try:
+            started = intake.read(self._plan, program, delivery, now, self._environment.env(program.env))
+        except EnvelopeError as fault:
+            await self._store.bury(intake.dead_letter(program, delivery, fault, now))
+            self.counts.dead_letters += 1
+            _log.warning("%s: dead letter %s: %s", program.name, fault.reason, fault)
+            await self._settle(delivery)
+            return
+        if started is None:
+            self.counts.passed_over += 1
+            await self._settle(delivery)
+        elif await self._stands(started.run_id):
+            self.counts.duplicates += 1
+            await self._settle(delivery)
+        else:
+            await self._begin(program, delivery, started)
+
+    async def _stands(self, run_id: str) -> bool:
+        """Whether the message has its run already; one that is just beginning is waited for."""
+        while (beginning := self._beginning.get(run_id)) is not None:
+            await beginning.over.wait()
+        return await self._reader.known(run_id)
+
+    async def _begin(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
+        run = self._make(self._plan, program, started)
+        beginning = self._beginning[run.id] = _Beginning(delivery)
+        try:
+            if delivery.redelivered:
+                # It may have crashed a process: own it first, so that the next crash is counted.
+                await run.commit()
+            await self._execute(run)
+        except NotOurs:
+            self.counts.duplicates += 1
+            await self._settle(delivery)
+        finally:
+            beginning.over.set()
+            self._beginning.pop(run.id, None)
+
+    async def _settle(self, delivery: Delivery, *, accept: bool = True) -> None:
+        try:
+            await self._transport.settle([delivery], accept=accept)
+        except (TransportError, StoreError) as error:
+            _log.warning("a message could not be settled, it will come again: %s", error)
+
+    # --- runs
+
+    def _make(self, plan: Plan, program: Program, started: RunStarted) -> Run:
+        run: Run
+
+        def committed(change: Change) -> None:
+            self._committed(run, change)
+
+        run = Run(
+            plan=plan,
+            program=program,
+            started=started,
+            store=self._store,
+            on_commit=committed,
+            env=self._environment.env(program.env),
+            secrets=self._environment.secrets(program.secrets),
+        )
+        return run
+
+    def _committed(self, run: Run, change: Change) -> None:
+        if change.started is not None:
+            self.counts.begun += 1
+            beginning = self._beginning.pop(run.id)
+            beginning.over.set()
+            self._spawn(self._settle(beginning.delivery))
+        if change.finished_at is not None:
+            self.counts.finished += 1
+        if change.outgoing:
+            self._outbox.poke()
+        if change.due_at is not None and not self._draining:
+            self._wake_at(parse_time(change.due_at))
+        self._watch(run, change)
+
+    async def _execute(self, run: Run) -> None:
+        """To its end or its parking; an owned run survives a store that is away for a while."""
+        try:
+            await self._executor.execute(run)
+        except StoreError as error:
+            if not run.owned:
+                raise
+            _log.error("%s; run %s is taken up again", error, run.id)
+            await self._again(run)
+
+    async def _again(self, run: Run) -> None:
+        while not self._draining:
+            await asyncio.sleep(PAUSE_S)
+            try:
+                stored = await self._reader.run(run.id)
+                if stored is not None and stored.finished_at is None and stored.due_at is None:
+                    await self._resume(stored)
+                return
+            except StoreError as error:
+                _log.error("%s", error)
+
+    async def _take_runs(self) -> None:
+        """Take up what is due, and what dead runners left."""
+        while True:
+            try:
+                while taken := await self._store.take(self._clock.now(), TAKE):
+                    for stored in taken:
+                        self._spawn(self._resume_in_lane(stored))
+            except StoreError as error:
+                _log.error("%s", error)
+            try:
+                async with asyncio.timeout(POLL_S):
+                    await self._due.wait()
+            except TimeoutError:
+                continue
+            self._due.clear()
+
+    def _wake_at(self, due_at: datetime) -> None:
+        delay_s = max(0.0, (due_at - self._clock.now()).total_seconds())
+        if delay_s < TIMER_S:
+            asyncio.get_running_loop().call_later(delay_s + 0.001, self._due.set)
+
+    async def _resume_in_lane(self, stored: StoredRun) -> None:
+        lane = self._lanes.get(stored.started.handler)
+        slots = lane.slots if lane is not None else asyncio.Semaphore(1)
+        async with slots:
+            await self._resume(stored)
+
+    async def _resume(self, stored: StoredRun) -> None:
+        started = stored.started
+        plan = self._plan_of(started)
+        if plan is None:
+            _log.error("run %s needs the flow files that it began with, and the store has not got them", started.run_id)
+            return
+        run = self._make(plan, plan.programs[started.handler], started)
+        run.recall(stored)
+        await self._execute(run)
+
+    def _plan_of(self, started: RunStarted) -> Plan | None:
+        program = self._plan.programs.get(started.handler)
+        if program is not None and program.plan_hash == started.plan_hash:
+            return self._plan
+        return self._older.get(started.plan_hash)
+

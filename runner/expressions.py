@@ -1,0 +1,666 @@
+"""Expressions and templates: Jinja2's grammar, read once, compiled to plain closures.
+
+Jinja2 parses; nothing of it evaluates but its filters. The closures know only the nodes below, so there is
+nothing to escape from: no attribute of a Python object can be reached, no statement, no call but the named
+functions. `a.b` and `a["b"]` read a key of an object, an element or slice of a list or text, nothing else.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from types import GeneratorType
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar
+
+import msgspec
+from jinja2 import TemplateSyntaxError, Undefined, UndefinedError, nodes
+from jinja2.filters import FILTERS
+from jinja2.lexer import TokenStream
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.tests import TESTS
+
+from runner.errors import ExpressionError
+from runner.times import parse_duration_s, parse_time, rfc3339
+
+Scope: TypeAlias = Mapping[str, Any]
+"""The names that an expression sees. `now` and `uuid` are functions, all else JSON values."""
+Evaluate: TypeAlias = Callable[[Scope], Any]
+T = TypeVar("T")
+
+FUNCTIONS = frozenset({"now", "uuid", "range"})
+MAX_TEXT = 1024 * 1024
+MAX_RANGE = 10_000
+MAX_BITS = 4096
+
+
+class _Sentinel:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+MISSING: Final = _Sentinel("MISSING")
+"""What a read gives where `default` or `is defined` stands guard."""
+OMIT: Final = _Sentinel("OMIT")
+"""The value of `omit`: the key that has it is left out."""
+
+
+class ExpressionSyntaxError(Exception):
+    """A fault in the text itself: `offset` and `length` in characters of the whole scalar."""
+
+    def __init__(self, message: str, offset: int, length: int = 1) -> None:
+        super().__init__(message)
+        self.message = message
+        self.offset = offset
+        self.length = max(length, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A name that an expression reads: `("steps", "pay", "output")`, and where it stands in the scalar.
+
+    `offsets` has one entry a segment; `guarded` reads may be missing.
+    """
+
+    path: tuple[str, ...]
+    offsets: tuple[int, ...]
+    guarded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One expression or one template, ready to evaluate."""
+
+    source: str
+    reads: tuple[Read, ...]
+    evaluate: Evaluate
+    """Raises ExpressionError."""
+
+
+def holds(value: object) -> bool:
+    """Whether a condition's value holds: false, null, 0 and what is empty do not."""
+    return bool(value)
+
+
+@lru_cache(maxsize=8192)
+def parse_expression(source: str) -> Expression:
+    """A bare expression, as in `when`. Raises ExpressionSyntaxError."""
+    if source.strip().startswith("{{"):
+        raise ExpressionSyntaxError("a bare expression stands here: leave out {{ and }}", source.index("{{"), 2)
+    parser = _parser(source, state="variable")
+    try:
+        tree = parser.parse_expression()
+        if not parser.stream.eos:
+            _fail_at(source, parser.stream.current.lineno, "this does not belong to the expression")
+    except TemplateSyntaxError as error:
+        _fail_at(source, error.lineno, error.message or "syntax error")
+    compiler = _Compiler(source)
+    evaluate = compiler.top(tree)
+    return Expression(source, tuple(compiler.reads), _guard(source, evaluate))
+
+
+@lru_cache(maxsize=8192)
+def parse_template(source: str) -> Expression:
+    """A template: the value itself if it is, spaces apart, one `{{ … }}`, else text.
+
+    Raises ExpressionSyntaxError.
+    """
+    if "{{" not in source and "{%" not in source and "{#" not in source:
+        return Expression(source, (), lambda _: source)
+    try:
+        body = _parser(source).parse().body
+    except TemplateSyntaxError as error:
+        _fail_at(source, error.lineno, error.message or "syntax error")
+    pieces: list[nodes.Node] = []
+    for node in body:
+        if not isinstance(node, nodes.Output):
+            _fail_at(source, node.lineno, "statements are not allowed: only {{ expressions }}", length=2)
+        pieces.extend(node.nodes)
+    compiler = _Compiler(source)
+    solid = [p for p in pieces if not (isinstance(p, nodes.TemplateData) and not p.data.strip())]
+    if len(solid) == 1 and not isinstance(solid[0], nodes.TemplateData):
+        evaluate = compiler.top(solid[0])
+    else:
+        evaluate = _text([_piece(compiler, p) for p in pieces])
+    return Expression(source, tuple(compiler.reads), _guard(source, evaluate))
+
+
+def compile_value(value: object) -> Evaluate:
+    """Any JSON value with templates in its texts, as one function of the scope.
+
+    Keys whose value is `omit` are left out. Raises ExpressionSyntaxError; the function ExpressionError.
+    """
+    match value:
+        case str():
+            return parse_template(value).evaluate
+        case dict():
+            fields = [(str(key), compile_value(item)) for key, item in value.items()]
+            return lambda scope: {
+                key: result for key, item in fields if (result := item(scope)) is not OMIT
+            }
+        case list():
+            items = [compile_value(item) for item in value]
+            return lambda scope: [result for item in items if (result := item(scope)) is not OMIT]
+    return lambda _: value
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja2's parser and filters. Its tokens carry character offsets in place of line numbers, so that every
+    node and every syntax error knows its column."""
+
+    def _tokenize(
+        self, source: str, name: str | None, filename: str | None = None, state: str | None = None
+    ) -> TokenStream:
+        return TokenStream(self.lexer.wrap(self._with_offsets(source, state), name, filename), name, filename)
+
+    def _with_offsets(self, source: str, state: str | None) -> Iterator[tuple[int, str, str]]:
+        at = 0
+        try:
+            for _, kind, text in self.lexer.tokeniter(source, None, None, state):
+                found = source.find(text, at)
+                at = found if found >= 0 else at
+                yield at, kind, text
+                at += len(text)
+        except TemplateSyntaxError as error:
+            raise TemplateSyntaxError(error.message or "syntax error", min(at, len(source))) from None
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        return self.getitem(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        value = _item(obj, argument)
+        return self.undefined(name=str(argument)) if value is MISSING else value
+
+
+def _parser(source: str, state: str | None = None) -> Parser:
+    try:
+        return Parser(_ENVIRONMENT, source, state=state)
+    except TemplateSyntaxError as error:
+        _fail_at(source, error.lineno, error.message or "syntax error")
+
+
+def _fail_at(source: str, offset: int, message: str, length: int | None = None) -> NoReturn:
+    message = re.sub(r" at \d+$", "", message).replace("print statement", "the expression")
+    message = message.replace("'end of template'", "end of the expression")
+    offset = min(offset, max(len(source) - 1, 0))
+    word = re.match(r"\w+|\S", source[offset:])
+    raise ExpressionSyntaxError(message, offset, length or (word.end() if word else 1))
+
+
+def _guard(source: str, evaluate: Evaluate) -> Evaluate:
+    """Whatever goes wrong in an expression is an ExpressionError that names it."""
+
+    def guarded(scope: Scope) -> Any:
+        try:
+            return evaluate(scope)
+        except ExpressionError as error:
+            raise ExpressionError(f"{error} (in {_clip(source)})") from None
+        except (TypeError, ValueError, ArithmeticError, LookupError, UndefinedError) as error:
+            raise ExpressionError(f"{error} (in {_clip(source)})") from None
+
+    return guarded
+
+
+def _clip(source: str) -> str:
+    text = " ".join(source.split())
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _piece(compiler: _Compiler, node: nodes.Node) -> Evaluate:
+    if isinstance(node, nodes.TemplateData):
+        data = node.data
+        return lambda _: data
+    return compiler.top(node)
+
+
+def _text(pieces: list[Evaluate]) -> Evaluate:
+    def evaluate(scope: Scope) -> str:
+        return "".join(as_text(piece(scope)) for piece in pieces)
+
+    return evaluate
+
+
+def as_text(value: object) -> str:
+    """A value inside a text: strings stand as they are, the rest as JSON."""
+    if isinstance(value, str):
+        return value
+    if value is OMIT:
+        raise ExpressionError("omit can only be the whole value of a key")
+    return msgspec.json.encode(value).decode()
+
+
+# --- compiling ---------------------------------------------------------------------------------------------
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ExpressionError(f"{_clip(repr(value))} is not a number")
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ExpressionError("the number is too large")
+    return value
+
+
+def _add(left: Any, right: Any) -> Any:
+    if isinstance(left, str) and isinstance(right, str):
+        return _bounded(left + right)
+    if isinstance(left, list) and isinstance(right, list):
+        return left + right
+    return _number(left) + _number(right)
+
+
+def _multiply(left: Any, right: Any) -> Any:
+    if isinstance(left, str) and isinstance(right, int):
+        if len(left) * max(right, 0) > MAX_TEXT:
+            raise ExpressionError("the text is too long")
+        return left * right
+    return _number(_number(left) * _number(right))
+
+
+def _power(left: Any, right: Any) -> Any:
+    base, exponent = _number(left), _number(right)
+    if abs(exponent) * max(int(abs(base)).bit_length(), 1) > MAX_BITS:
+        raise ExpressionError("the number is too large")
+    return base**exponent
+
+
+def _bounded(text: str) -> str:
+    if len(text) > MAX_TEXT:
+        raise ExpressionError("the text is too long")
+    return text
+
+
+def _on_numbers(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda left, right: function(_number(left), _number(right))
+
+
+_BINARY: dict[type[nodes.BinExpr], Callable[[Any, Any], Any]] = {
+    nodes.Add: _add,
+    nodes.Sub: _on_numbers(operator.sub),
+    nodes.Mul: _multiply,
+    nodes.Div: _on_numbers(operator.truediv),
+    nodes.FloorDiv: _on_numbers(operator.floordiv),
+    nodes.Mod: _on_numbers(operator.mod),
+    nodes.Pow: _power,
+}
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "gt": operator.gt,
+    "gteq": operator.ge,
+    "lt": operator.lt,
+    "lteq": operator.le,
+    "in": lambda item, container: item in container,
+    "notin": lambda item, container: item not in container,
+}
+
+
+class _Compiler:
+    """Turns one Jinja2 expression tree into closures, and notes the names that it reads."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.reads: list[Read] = []
+
+    def top(self, node: nodes.Node) -> Evaluate:
+        """The whole expression; what is missing raises."""
+        return self.compile(node, lenient=False)
+
+    def compile(self, node: nodes.Node, *, lenient: bool) -> Evaluate:
+        match node:
+            case nodes.Const():
+                return _constant(node.value)
+            case nodes.TemplateData():
+                return _constant(node.data)
+            case nodes.Name():
+                return self._name(node, lenient)
+            case nodes.Getattr() | nodes.Getitem():
+                return self._item(node, lenient)
+            case nodes.Filter():
+                return self._filter(node, lenient)
+            case nodes.Test():
+                return self._test(node)
+            case nodes.Call():
+                return self._call(node)
+            case nodes.CondExpr():
+                return self._conditional(node, lenient)
+            case nodes.Compare():
+                return self._compare(node)
+            case nodes.And() | nodes.Or():
+                return self._logic(node)
+            case nodes.Not():
+                inner = self.top(node.node)
+                return lambda scope: not inner(scope)
+            case nodes.Neg() | nodes.Pos():
+                inner, sign = self.top(node.node), -1 if isinstance(node, nodes.Neg) else 1
+                return lambda scope: sign * _number(inner(scope))
+            case nodes.Concat():
+                return _text([self.top(part) for part in node.nodes])
+            case nodes.List() | nodes.Tuple():
+                items = [self.top(item) for item in node.items]
+                return lambda scope: [item(scope) for item in items]
+            case nodes.Dict():
+                return self._dict(node)
+            case nodes.BinExpr() if type(node) in _BINARY:
+                apply, left, right = _BINARY[type(node)], self.top(node.left), self.top(node.right)
+                return lambda scope: apply(left(scope), right(scope))
+        _fail_at(self.source, node.lineno, "this is not allowed in an expression")
+
+    def _name(self, node: nodes.Name, lenient: bool) -> Evaluate:
+        name = node.name
+        if name == "omit":
+            return lambda _: OMIT
+        if name in FUNCTIONS:
+            _fail_at(self.source, node.lineno, f"{name} is a function: write {name}()")
+        self._allow(name, node.lineno)
+        self.reads.append(Read((name,), (node.lineno,), lenient))
+        if lenient:
+            return lambda scope: scope.get(name, MISSING)
+
+        def read(scope: Scope) -> Any:
+            try:
+                return scope[name]
+            except KeyError:
+                raise ExpressionError(f"{name} is missing") from None
+
+        return read
+
+    def _item(self, node: nodes.Getattr | nodes.Getitem, lenient: bool) -> Evaluate:
+        if isinstance(node, nodes.Getattr):
+            self._allow(node.attr, node.lineno)
+            key: Evaluate = _constant(node.attr)
+        elif isinstance(node.arg, nodes.Slice):
+            return self._slice(node, node.arg, lenient)
+        else:
+            key = self.top(node.arg)
+        inner = self.compile(node.node, lenient=lenient)
+        self._extend_read(node)
+        if lenient:
+            return lambda scope: _item(inner(scope), key(scope))
+        label = self._label(node)
+
+        def read(scope: Scope) -> Any:
+            value = _item(inner(scope), key(scope))
+            if value is MISSING:
+                raise ExpressionError(f"{label} is missing")
+            return value
+
+        return read
+
+    def _slice(self, node: nodes.Getitem, arg: nodes.Slice, lenient: bool) -> Evaluate:
+        inner = self.compile(node.node, lenient=lenient)
+        parts = [self.top(part) if part else _constant(None) for part in (arg.start, arg.stop, arg.step)]
+
+        def read(scope: Scope) -> Any:
+            value = inner(scope)
+            if isinstance(value, str | list):
+                return value[slice(*(part(scope) for part in parts))]
+            if lenient and (value is None or value is MISSING):
+                return MISSING
+            raise ExpressionError("only a list or a text can be sliced")
+
+        return read
+
+    def _filter(self, node: nodes.Filter, lenient: bool) -> Evaluate:
+        if node.node is None or node.name not in _FILTERS:
+            _fail_at(self.source, node.lineno, f"there is no filter {node.name!r}", length=None)
+        args, kwargs = self._arguments(node)
+        self._check_inner_names(node)
+        if node.name == "default":
+            inner = self.compile(node.node, lenient=True)
+            return _default(inner, args, kwargs)
+        inner = self.top(node.node)
+        name, function = node.name, _OWN_FILTERS.get(node.name)
+
+        def apply(scope: Scope) -> Any:
+            values = [arg(scope) for arg in args]
+            named = {key: arg(scope) for key, arg in kwargs.items()}
+            if function is not None:
+                return function(inner(scope), *values, **named)
+            result = _json(_ENVIRONMENT.call_filter(name, inner(scope), values, named, context=_CONTEXT))
+            if result is MISSING and not lenient:
+                raise ExpressionError(f"{name} of nothing")
+            return result
+
+        return apply
+
+    def _check_inner_names(self, node: nodes.Filter) -> None:
+        """`map("upper")`, `select("defined")`: the names inside are filters and tests as well."""
+        place = {"map": 0, "select": 0, "reject": 0, "selectattr": 1, "rejectattr": 1}.get(node.name)
+        if place is None or len(node.args) <= place:
+            return
+        argument = node.args[place]
+        known, what = (_FILTERS, "filter") if node.name == "map" else (_TESTS, "test")
+        if not isinstance(argument, nodes.Const) or argument.value not in known:
+            _fail_at(self.source, argument.lineno, f"{node.name} needs the name of a {what} here")
+
+    def _test(self, node: nodes.Test) -> Evaluate:
+        if node.name not in _TESTS:
+            _fail_at(self.source, node.lineno, f"there is no test {node.name!r}")
+        args, _ = self._arguments(node)
+        if node.name in ("defined", "undefined"):
+            inner = self.compile(node.node, lenient=True)
+            wanted = node.name == "defined"
+            return lambda scope: (inner(scope) is not MISSING) is wanted
+        inner, test = self.top(node.node), _TESTS[node.name]
+        return lambda scope: bool(test(inner(scope), *(arg(scope) for arg in args)))
+
+    def _call(self, node: nodes.Call) -> Evaluate:
+        if not isinstance(node.node, nodes.Name) or node.node.name not in FUNCTIONS:
+            _fail_at(self.source, node.lineno, "only now(), uuid() and range(n) can be called")
+        args, _ = self._arguments(node)
+        name = node.node.name
+        if name == "range":
+            return lambda scope: _range(*(arg(scope) for arg in args))
+        if args:
+            _fail_at(self.source, node.lineno, f"{name}() takes no arguments")
+        return lambda scope: scope[name]()
+
+    def _conditional(self, node: nodes.CondExpr, lenient: bool) -> Evaluate:
+        test, then = self.top(node.test), self.compile(node.expr1, lenient=lenient)
+        if node.expr2 is not None:
+            otherwise = self.compile(node.expr2, lenient=lenient)
+        elif lenient:
+            otherwise = _constant(MISSING)
+        else:
+            otherwise = _raise("the if has no else, and its condition does not hold")
+        return lambda scope: then(scope) if test(scope) else otherwise(scope)
+
+    def _compare(self, node: nodes.Compare) -> Evaluate:
+        first = self.top(node.expr)
+        rest = [(_COMPARE[operand.op], self.top(operand.expr)) for operand in node.ops]
+
+        def compare(scope: Scope) -> bool:
+            left = first(scope)
+            for test, right in rest:
+                value = right(scope)
+                if not test(left, value):
+                    return False
+                left = value
+            return True
+
+        return compare
+
+    def _logic(self, node: nodes.And | nodes.Or) -> Evaluate:
+        left, right = self.top(node.left), self.top(node.right)
+        if isinstance(node, nodes.And):
+            return lambda scope: left(scope) and right(scope)
+        return lambda scope: left(scope) or right(scope)
+
+    def _dict(self, node: nodes.Dict) -> Evaluate:
+        pairs = [(self.top(pair.key), self.top(pair.value)) for pair in node.items]
+
+        def build(scope: Scope) -> dict[str, Any]:
+            result = {}
+            for key, value in pairs:
+                name, item = key(scope), value(scope)
+                if not isinstance(name, str):
+                    raise ExpressionError("an object's keys are texts")
+                if item is not OMIT:
+                    result[name] = item
+            return result
+
+        return build
+
+    def _arguments(self, node: nodes.Filter | nodes.Test | nodes.Call) -> tuple[list[Evaluate], dict[str, Evaluate]]:
+        if node.dyn_args or node.dyn_kwargs:
+            _fail_at(self.source, node.lineno, "* and ** are not allowed")
+        return (
+            [self.top(arg) for arg in node.args],
+            {pair.key: self.top(pair.value) for pair in node.kwargs or ()},
+        )
+
+    def _allow(self, name: str, offset: int) -> None:
+        if name.startswith("_"):
+            _fail_at(self.source, offset, "names that begin with _ are not allowed")
+
+    def _extend_read(self, node: nodes.Getattr | nodes.Getitem) -> None:
+        """A constant key lengthens the read that its parent noted."""
+        key = node.attr if isinstance(node, nodes.Getattr) else getattr(node.arg, "value", None)
+        chain = _chain(node)
+        if chain is None or not isinstance(key, str) or not self.reads:
+            return
+        last = self.reads[-1]
+        if last.path == chain[:-1]:
+            self.reads[-1] = Read((*last.path, key), (*last.offsets, node.lineno + 1), last.guarded)
+
+    def _label(self, node: nodes.Node) -> str:
+        chain = _chain(node)
+        return ".".join(chain) if chain else "the value"
+
+
+def _chain(node: nodes.Node) -> tuple[str, ...] | None:
+    """`("event", "a", "b")` of `event.a["b"]`; None if a key is not constant."""
+    if isinstance(node, nodes.Name):
+        return (node.name,)
+    if isinstance(node, nodes.Getattr):
+        head = _chain(node.node)
+        return head and (*head, node.attr)
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
+        head = _chain(node.node)
+        return head and (*head, str(node.arg.value))
+    return None
+
+
+def _constant(value: Any) -> Evaluate:
+    return lambda _: value
+
+
+def _raise(message: str) -> Evaluate:
+    def fail(_: Scope) -> Any:
+        raise ExpressionError(message)
+
+    return fail
+
+
+def _item(container: Any, key: Any) -> Any:
+    if isinstance(container, dict):
+        return container.get(key, MISSING) if isinstance(key, str) else MISSING
+    if isinstance(container, list | str) and isinstance(key, int) and not isinstance(key, bool):
+        return container[key] if -len(container) <= key < len(container) else MISSING
+    return MISSING
+
+
+def _default(inner: Evaluate, args: list[Evaluate], kwargs: Mapping[str, Evaluate]) -> Evaluate:
+    value = args[0] if args else kwargs.get("default_value", _constant(""))
+    null_too = args[1] if len(args) > 1 else kwargs.get("boolean", _constant(False))
+
+    def evaluate(scope: Scope) -> Any:
+        result = inner(scope)
+        if result is MISSING or (result is None and null_too(scope)):
+            return value(scope)
+        return result
+
+    return evaluate
+
+
+def _range(*bounds: Any) -> list[int]:
+    if not 1 <= len(bounds) <= 3 or not all(isinstance(b, int) for b in bounds):
+        raise ExpressionError("range takes one to three whole numbers")
+    numbers = range(*bounds)
+    if len(numbers) > MAX_RANGE:
+        raise ExpressionError(f"range is limited to {MAX_RANGE} numbers")
+    return list(numbers)
+
+
+def _json(value: Any) -> Any:
+    """A filter's result as a JSON value: lazy ones become lists, Jinja2's undefined becomes MISSING."""
+    if isinstance(value, Undefined):
+        return MISSING
+    if isinstance(value, GeneratorType | tuple | map):
+        return [_defined(_json(item)) for item in value]
+    if isinstance(value, str):
+        return _bounded(str(value))
+    return value
+
+
+def _defined(value: T) -> T:
+    if value is MISSING:
+        raise ExpressionError("an element is missing")
+    return value
+
+
+# --- filters and tests -------------------------------------------------------------------------------------
+
+
+def _join(items: Iterable[Any], separator: str = "", attribute: str | None = None) -> str:
+    values = items if attribute is None else [_defined(_item(item, attribute)) for item in items]
+    return _bounded(separator.join(as_text(value) for value in values))
+
+
+def _merge(value: Any, other: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not isinstance(other, dict):
+        raise ExpressionError("merge takes two objects")
+    return {**value, **other}
+
+
+def _shift(sign: int) -> Callable[[Any, Any], str]:
+    def shift(moment: Any, duration: Any) -> str:
+        seconds = parse_duration_s(str(duration))
+        if seconds is None:
+            raise ExpressionError(f"{duration!r} is not a duration")
+        return rfc3339(parse_time(str(moment)) + timedelta(seconds=sign * seconds))
+
+    return shift
+
+
+def _date(moment: Any) -> str:
+    return parse_time(str(moment)).date().isoformat()
+
+
+_OWN_FILTERS: dict[str, Callable[..., Any]] = {
+    "join": _join,
+    "merge": _merge,
+    "plus": _shift(1),
+    "minus": _shift(-1),
+    "date": _date,
+    "tojson": lambda value: msgspec.json.encode(value).decode(),
+}
+_JINJA_FILTERS = (
+    "abs capitalize default first float int last length list lower map max min reject rejectattr replace round "
+    "select selectattr sort sum title trim truncate unique upper urlencode"
+).split()
+_FILTERS: dict[str, Callable[..., Any]] = {**{name: FILTERS[name] for name in _JINJA_FILTERS}, **_OWN_FILTERS}
+_TESTS: dict[str, Callable[..., Any]] = {
+    **{name: TESTS[name] for name in "defined undefined none boolean number string mapping in".split()},
+    "sequence": lambda value: isinstance(value, list | str),
+    "startswith": lambda value, prefix: str(value).startswith(prefix),
+    "endswith": lambda value, suffix: str(value).endswith(suffix),
+}
+
+_ENVIRONMENT: Final = _Environment(keep_trailing_newline=True, cache_size=0)
+_ENVIRONMENT.filters = dict(_FILTERS)
+_ENVIRONMENT.tests = dict(_TESTS)
+_CONTEXT: Final = Context(_ENVIRONMENT, {}, None, {})
+"""Empty: filters like `map` want one, to find filters by name."""

@@ -1,0 +1,1 @@
+"""The bundled handlers, one module each: ordinary plugins, found by their entry points like anybody's."""

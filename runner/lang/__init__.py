@@ -1,0 +1,1 @@
+"""From YAML to a Plan: load, check the shape, check the rules, compile."""

@@ -1,0 +1,273 @@
+"""Documents → Plan: reads as a table of contents. All faults of all files come in one pass; a plan only
+comes without errors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from runner.diagnostics import Diagnostic, Severity
+from runner.expressions import ExpressionSyntaxError, compile_value, parse_expression
+from runner.lang import schema
+from runner.lang.declare import FlowDecl, HandlerDecl, StepDecl, declare
+from runner.lang.load import Sources, load
+from runner.lang.payloads import Payloads
+from runner.lang.policies import duration_s, retry_policy, undo_policy
+from runner.lang.project import Declarations, gather
+from runner.lang.rules import RULES
+from runner.plan import (
+    Binding,
+    Branch,
+    Catch,
+    Emit,
+    Event,
+    Exchange,
+    Fail,
+    Plan,
+    Program,
+    Queue,
+    RetryPolicy,
+    Route,
+    Set,
+    Signature,
+    Step,
+    Stop,
+    Switch,
+    Topology,
+    Undo,
+    Use,
+)
+from runner.source import Document, MappingNode, Node, ScalarNode, plain
+
+DEFAULT_TIMEOUT_S = 300.0
+DEFAULT_CONCURRENCY = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compilation:
+    """A plan, unless there are errors, and everything that there is to say of the files."""
+
+    plan: Plan | None
+    diagnostics: tuple[Diagnostic, ...]
+    documents: Mapping[str, Document]
+
+    @property
+    def errors(self) -> int:
+        """How many of the diagnostics are errors."""
+        return sum(d.severity is Severity.ERROR for d in self.diagnostics)
+
+
+def compile_project(
+    sources: Sources,
+    *,
+    project: str,
+    signatures: Mapping[str, Signature] | None,
+    files: Iterable[str] | None = None,
+) -> Compilation:
+    """Compile a project's flow files (or just `files`) against the handler plugins that there are.
+
+    With `signatures` None, what flows ask of plugins is not checked and not bound.
+    """
+    found: list[Diagnostic] = []
+    documents: dict[str, Document] = {}
+    for name in files if files is not None else sources.flow_files():
+        documents[name], faults = load(sources, name)
+        found += faults
+        found += schema.check(documents[name])
+    flows = tuple(flow for document in documents.values() if (flow := declare(document)) is not None)
+    payloads = Payloads(sources)
+    declarations = gather(flows, payloads, signatures)
+    found += payloads.diagnostics
+    for rule in RULES:
+        found += rule(declarations)
+    found = sorted(set(found), key=lambda diagnostic: diagnostic.sort_key)
+    if any(d.severity is Severity.ERROR for d in found):
+        return Compilation(plan=None, diagnostics=tuple(found), documents=documents)
+    plan = _Compiler(declarations, sources, project).plan()
+    return Compilation(plan=plan, diagnostics=tuple(found), documents=documents)
+
+
+class _Compiler:
+    """Declarations without faults → Plan."""
+
+    def __init__(self, declarations: Declarations, sources: Sources, project: str) -> None:
+        self.declarations = declarations
+        self.project = project
+        self._sources = sources
+        self._texts = {flow.name: self._flow_texts(flow) for flow in declarations.flows}
+        self._hashes = {name: _hash(texts) for name, texts in self._texts.items()}
+
+    def plan(self) -> Plan:
+        routes = {name: tuple(self._routes_to(handler)) for name, handler in self.declarations.handlers.items()}
+        programs = {
+            handler.full_name: self._program(flow, handler, routes[handler.full_name])
+            for flow in self.declarations.flows
+            for handler in flow.handlers
+        }
+        return Plan(
+            project=self.project,
+            events={name: self._event(name) for name in self.declarations.events},
+            programs=programs,
+            topology=self._topology(),
+            sources={self._hashes[name]: texts for name, texts in self._texts.items()},
+        )
+
+    # --- topology
+
+    def _topology(self) -> Topology:
+        p = self.project
+        dead = f"{p}.dead"
+        queues = [
+            Queue(name=f"{p}.{name}", arguments={"x-queue-type": "quorum", "x-dead-letter-exchange": dead})
+            for name in self.declarations.handlers
+            if self._patterns(name)
+        ]
+        bindings = {
+            Binding(exchange=f"{p}.events", queue=f"{p}.{name}", pattern=pattern)
+            for name in self.declarations.handlers
+            for pattern in self._patterns(name)
+        }
+        return Topology(
+            exchanges=(Exchange(name=f"{p}.events", type="topic"), Exchange(name=dead, type="fanout")),
+            queues=(*queues, Queue(name=f"{p}.dlq", arguments={"x-queue-type": "quorum"})),
+            bindings=(*sorted(bindings), Binding(exchange=dead, queue=f"{p}.dlq", pattern="#")),
+        )
+
+    def _patterns(self, handler: str) -> list[str]:
+        """The binding patterns of a handler's queue: as its routes write them, and the keys under which
+        others publish those events."""
+        found: set[str] = set()
+        for flow in self.declarations.flows:
+            for route in flow.routes:
+                if any(self.declarations.target(flow, str(to.value)) is self.declarations.handlers[handler] for to in route.to):
+                    for node in route.patterns:
+                        pattern = str(node.value)
+                        found.add(pattern)
+                        for event in self.declarations.matching(pattern):
+                            found.update(str(key.value) for key in self.declarations.events[event].keys)
+        return sorted(found)
+
+    def _routes_to(self, handler: HandlerDecl) -> Iterator[Route]:
+        for flow in self.declarations.flows:
+            for route in flow.routes:
+                if any(self.declarations.target(flow, str(to.value)) is handler for to in route.to):
+                    events = (self.declarations.matching(str(node.value)) for node in route.patterns)
+                    yield Route(
+                        events=frozenset(name for names in events for name in names), when=_condition(route.when)
+                    )
+
+    def _event(self, name: str) -> Event:
+        event = self.declarations.events[name]
+        routed = any(
+            name in self.declarations.matching(str(node.value))
+            for flow in self.declarations.flows
+            for route in flow.routes
+            for node in route.patterns
+        )
+        return Event(
+            name=name,
+            flow=event.flow,
+            check=self.declarations.payloads[name].check,
+            subject=None if event.subject is None else compile_value(event.subject.value),
+            external=event.external,
+            routed=routed,
+            keys=tuple(str(key.value) for key in event.keys),
+        )
+
+    # --- programs
+
+    def _program(self, flow: FlowDecl, handler: HandlerDecl, routes: tuple[Route, ...]) -> Program:
+        body = handler.body
+        defaults = retry_policy(RetryPolicy(), body.get("retry"))
+        concurrency = plain(body.get("concurrency"))
+        return Program(
+            name=handler.full_name,
+            flow=flow.name,
+            queue=f"{self.project}.{handler.full_name}",
+            routes=routes,
+            steps=self._steps(handler.steps, defaults),
+            on_failure=self._steps(handler.on_failure, defaults),
+            timeout_s=duration_s(body.get("timeout")),
+            concurrency=concurrency if isinstance(concurrency, int) else DEFAULT_CONCURRENCY,
+            plan_hash=self._hashes[flow.name],
+            span=handler.node.span,
+            env=tuple(flow.env),
+            secrets=tuple(flow.secrets),
+        )
+
+    def _steps(self, steps: tuple[StepDecl, ...], defaults: RetryPolicy) -> tuple[Step, ...]:
+        return tuple(self._step(step, defaults) for step in steps)
+
+    def _step(self, step: StepDecl, defaults: RetryPolicy) -> Step:
+        name = step.node.get("name")
+        common = {
+            "id": step.id,
+            "span": step.node.span,
+            "name": str(plain(name)) if name is not None else None,
+            "when": _condition(step.when),
+            "catches": tuple(
+                Catch(types=catch.types, steps=self._steps(catch.steps, defaults)) for catch in step.catches
+            ),
+            "undo": tuple(Undo(step=self._undo(undo)) for undo in step.undo),
+        }
+        match step.action:
+            case "use":
+                return Use(**common, **_call(step, retry_policy(defaults, step.node.get("retry"))))
+            case "emit":
+                return Emit(**common, event=str(step.name), data=compile_value(_inputs(step.inputs)))
+            case "set":
+                return Set(**common, values=compile_value(plain(step.target)))
+            case "switch":
+                branches = tuple(
+                    Branch(when=_condition(branch.when), steps=self._steps(branch.steps, defaults))
+                    for branch in step.branches
+                )
+                return Switch(**common, branches=branches)
+            case "fail":
+                assert isinstance(step.target, MappingNode)
+                message = plain(step.target.get("message"))
+                return Fail(
+                    **common, type=str(plain(step.target.get("type"))), message=compile_value(message or "")
+                )
+        return Stop(**common)
+
+    def _undo(self, step: StepDecl) -> Use | Emit:
+        base = {"id": step.id, "span": step.node.span, "when": _condition(step.when)}
+        if step.action == "use":
+            return Use(**base, **_call(step, undo_policy(step.node.get("retry"))))
+        return Emit(**base, event=str(step.name), data=compile_value(_inputs(step.inputs)))
+
+    def _flow_texts(self, flow: FlowDecl) -> dict[str, str]:
+        used = self.declarations.compiler.used.get(flow.document.filename, set())
+        # Events of other flows that this one emits or takes bring their own schemas.
+        names = {flow.document.filename, *used}
+        return {name: self._sources.read(name).decode("utf-8-sig") for name in sorted(names)}
+
+
+def _call(step: StepDecl, retry: RetryPolicy) -> dict[str, object]:
+    timeout = duration_s(step.node.get("timeout"))
+    return {
+        "handler": str(step.name),
+        "inputs": compile_value(_inputs(step.inputs)),
+        "timeout_s": DEFAULT_TIMEOUT_S if timeout is None else timeout,
+        "retry": retry,
+    }
+
+
+def _inputs(node: Node | None) -> object:
+    return {} if node is None else plain(node)
+
+
+def _condition(node: ScalarNode | None):  # type: ignore[no-untyped-def]
+    if node is None:
+        return None
+    text = node.value if isinstance(node.value, str) else str(node.value).lower()
+    return parse_expression(text)
+
+
+def _hash(texts: Mapping[str, str]) -> str:
+    digest = hashlib.sha256()
+    for name, text in sorted(texts.items()):
+        digest.update(f"{name}\0{len(text)}\0{text}".encode())
+    return digest.hexdigest()[:16]

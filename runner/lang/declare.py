@@ -1,0 +1,275 @@
+"""Document → declarations: what a flow file says, by name, with the place of every word.
+
+Reads leniently: what has the wrong shape is left out here, `lang/schema` has reported it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from runner.source import Document, MappingNode, Node, ScalarNode, SequenceNode, Span
+
+ACTIONS = ("use", "emit", "set", "switch", "fail", "stop")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventDecl:
+    """An event as declared."""
+
+    name: str
+    node: ScalarNode
+    flow: str
+    document: Document
+    schema: Node | None
+    subject: ScalarNode | None
+    external: bool
+    keys: tuple[ScalarNode, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatchDecl:
+    """One `catch` of a step; `types` None takes all errors."""
+
+    types: tuple[str, ...] | None
+    steps: tuple[StepDecl, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchDecl:
+    """One branch of a switch; `when` is None for the default."""
+
+    when: ScalarNode | None
+    steps: tuple[StepDecl, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDecl:
+    """A step as declared. `id` is its own, or its place (`4`, `pay.catch.1.do.1`)."""
+
+    id: str
+    id_node: ScalarNode | None
+    node: MappingNode
+    action: str
+    action_node: ScalarNode
+    target: Node
+    when: ScalarNode | None
+    inputs: Node | None
+    catches: tuple[CatchDecl, ...] = ()
+    undo: tuple[StepDecl, ...] = ()
+    branches: tuple[BranchDecl, ...] = ()
+
+    @property
+    def name(self) -> str | None:
+        """What the action names: a plugin, an event."""
+        return _text(self.target)
+
+    def inner(self) -> Iterator[StepDecl]:
+        """The steps inside, in the order of the file; compensations are none of them."""
+        for branch in self.branches:
+            yield from branch.steps
+        for catch in self.catches:
+            yield from catch.steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteDecl:
+    """A route as declared."""
+
+    patterns: tuple[ScalarNode, ...]
+    when: ScalarNode | None
+    to: tuple[ScalarNode, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerDecl:
+    """A handler as declared."""
+
+    name: str
+    flow: str
+    node: ScalarNode
+    body: MappingNode
+    steps: tuple[StepDecl, ...]
+    on_failure: tuple[StepDecl, ...]
+
+    @property
+    def full_name(self) -> str:
+        """`flow.handler`."""
+        return f"{self.flow}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowDecl:
+    """A flow file as declared."""
+
+    name: str
+    node: ScalarNode
+    document: Document
+    env: dict[str, Span] = field(default_factory=dict)
+    secrets: dict[str, Span] = field(default_factory=dict)
+    events: tuple[EventDecl, ...] = ()
+    routes: tuple[RouteDecl, ...] = ()
+    handlers: tuple[HandlerDecl, ...] = ()
+
+
+def declare(document: Document) -> FlowDecl | None:
+    """What a document declares; None if it does not even say which flow it is."""
+    root = document.root
+    if not isinstance(root, MappingNode):
+        return None
+    flow = root.get("flow")
+    if not isinstance(flow, ScalarNode) or not isinstance(flow.value, str):
+        return None
+    uses = root.get("uses")
+    return FlowDecl(
+        name=flow.value,
+        node=flow,
+        document=document,
+        env=_names(uses, "env"),
+        secrets=_names(uses, "secrets"),
+        events=tuple(_events(root.get("events"), flow.value, document)),
+        routes=tuple(_routes(root.get("routes"))),
+        handlers=tuple(_handlers(root.get("handlers"), flow.value)),
+    )
+
+
+def all_steps(steps: tuple[StepDecl, ...]) -> Iterator[StepDecl]:
+    """These steps and all inside them, compensations included."""
+    for step in steps:
+        yield step
+        yield from step.undo
+        yield from all_steps(tuple(step.inner()))
+
+
+def scalars(node: Node | None) -> Iterator[ScalarNode]:
+    """Every text below a node."""
+    match node:
+        case ScalarNode() if isinstance(node.value, str):
+            yield node
+        case SequenceNode():
+            for item in node.items:
+                yield from scalars(item)
+        case MappingNode():
+            for _, value in node.entries:
+                yield from scalars(value)
+
+
+def _events(node: Node | None, flow: str, document: Document) -> Iterator[EventDecl]:
+    for name, key, body in _mapping(node):
+        if not isinstance(body, MappingNode):
+            body = MappingNode(body.span, ())
+        external = body.get("external")
+        yield EventDecl(
+            name=name,
+            node=key,
+            flow=flow,
+            document=document,
+            schema=body.get("schema"),
+            subject=_scalar(body.get("subject")),
+            external=isinstance(external, ScalarNode) and external.value is True,
+            keys=_texts(body.get("keys")),
+        )
+
+
+def _routes(node: Node | None) -> Iterator[RouteDecl]:
+    for item in node.items if isinstance(node, SequenceNode) else ():
+        if isinstance(item, MappingNode):
+            yield RouteDecl(
+                patterns=_texts(item.get("on")), when=_scalar(item.get("when")), to=_texts(item.get("to"))
+            )
+
+
+def _handlers(node: Node | None, flow: str) -> Iterator[HandlerDecl]:
+    for name, key, body in _mapping(node):
+        if isinstance(body, MappingNode):
+            yield HandlerDecl(
+                name=name,
+                flow=flow,
+                node=key,
+                body=body,
+                steps=_steps(body.get("steps"), ""),
+                on_failure=_steps(body.get("on_failure"), "on_failure"),
+            )
+
+
+def _steps(node: Node | None, prefix: str) -> tuple[StepDecl, ...]:
+    items = node.items if isinstance(node, SequenceNode) else ()
+    found = (_step(item, f"{prefix}.{n}" if prefix else str(n)) for n, item in enumerate(items, 1))
+    return tuple(step for step in found if step is not None)
+
+
+def _step(node: Node, place: str) -> StepDecl | None:
+    if not isinstance(node, MappingNode):
+        return None
+    action = next((name for name in ACTIONS if node.get(name) is not None), None)
+    if action is None:
+        return None
+    key, target = node.key(action), node.get(action)
+    assert key is not None
+    assert target is not None
+    id_node = _scalar(node.get("id"))
+    step_id = id_node.value if id_node is not None and isinstance(id_node.value, str) else place
+    return StepDecl(
+        id=step_id,
+        id_node=id_node,
+        node=node,
+        action=action,
+        action_node=key,
+        target=target,
+        when=_scalar(node.get("when")),
+        inputs=target if action in ("set", "fail") else node.get("with"),
+        catches=tuple(_catches(node.get("catch"), step_id)),
+        undo=_undo(node.get("compensate"), step_id),
+        branches=tuple(_branches(node, step_id)) if action == "switch" else (),
+    )
+
+
+def _catches(node: Node | None, step_id: str) -> Iterator[CatchDecl]:
+    for n, item in enumerate(node.items if isinstance(node, SequenceNode) else (), 1):
+        if isinstance(item, MappingNode):
+            on = item.get("on")
+            types = None if on is None else tuple(str(t.value) for t in _texts(on))
+            yield CatchDecl(types=types, steps=_steps(item.get("do"), f"{step_id}.catch.{n}.do"))
+
+
+def _branches(node: MappingNode, step_id: str) -> Iterator[BranchDecl]:
+    cases = node.get("switch")
+    for n, item in enumerate(cases.items if isinstance(cases, SequenceNode) else (), 1):
+        if isinstance(item, MappingNode):
+            steps = _steps(item.get("do"), f"{step_id}.{n}.do")
+            yield BranchDecl(when=_scalar(item.get("when")), steps=steps)
+    default = node.get("default")
+    if default is not None:
+        yield BranchDecl(when=None, steps=_steps(default, f"{step_id}.default"))
+
+
+def _undo(node: Node | None, step_id: str) -> tuple[StepDecl, ...]:
+    if node is None:
+        return ()
+    items = node.items if isinstance(node, SequenceNode) else (node,)
+    found = (_step(item, f"{step_id}.compensate.{n}") for n, item in enumerate(items, 1))
+    return tuple(step for step in found if step is not None and step.action in ("use", "emit"))
+
+
+def _names(uses: Node | None, kind: str) -> dict[str, Span]:
+    listed = uses.get(kind) if isinstance(uses, MappingNode) else None
+    return {str(node.value): node.span for node in _texts(listed)}
+
+
+def _mapping(node: Node | None) -> Iterator[tuple[str, ScalarNode, Node]]:
+    if isinstance(node, MappingNode):
+        yield from node.items()
+
+
+def _scalar(node: Node | None) -> ScalarNode | None:
+    return node if isinstance(node, ScalarNode) else None
+
+
+def _text(node: Node | None) -> str | None:
+    return node.value if isinstance(node, ScalarNode) and isinstance(node.value, str) else None
+
+
+def _texts(node: Node | None) -> tuple[ScalarNode, ...]:
+    """One text or a list of them."""
+    nodes = node.items if isinstance(node, SequenceNode) else (node,)
+    return tuple(n for n in nodes if isinstance(n, ScalarNode) and isinstance(n.value, str))

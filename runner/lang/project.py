@@ -1,0 +1,58 @@
+"""All declarations of a project together, as the rules see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from runner.lang.declare import EventDecl, FlowDecl, HandlerDecl, StepDecl, all_steps
+from runner.lang.payloads import Payload, Payloads
+from runner.plan import Signature
+from runner.topics import topic_matches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declarations:
+    """What all flow files of a project declare, and the handler plugins that there are.
+
+    `signatures` is None where plugins were not looked at.
+    """
+
+    flows: tuple[FlowDecl, ...]
+    events: Mapping[str, EventDecl]
+    handlers: Mapping[str, HandlerDecl]
+    payloads: Mapping[str, Payload]
+    compiler: Payloads
+    signatures: Mapping[str, Signature] | None
+
+    def matching(self, pattern: str) -> list[str]:
+        """The declared events that a route's `on` names, sorted."""
+        return sorted(name for name in self.events if topic_matches(pattern, name))
+
+    def target(self, flow: FlowDecl, name: str) -> HandlerDecl | None:
+        """The handler that a route's `to` names."""
+        return self.handlers.get(name if "." in name else f"{flow.name}.{name}")
+
+    def steps(self) -> Iterator[tuple[FlowDecl, HandlerDecl, StepDecl]]:
+        """Every step of every handler, compensations and `on_failure` included."""
+        for flow in self.flows:
+            for handler in flow.handlers:
+                for step in all_steps(handler.steps + handler.on_failure):
+                    yield flow, handler, step
+
+
+def gather(
+    flows: tuple[FlowDecl, ...], compiler: Payloads, signatures: Mapping[str, Signature] | None
+) -> Declarations:
+    """Put the flows together; of two that declare one name, the first counts."""
+    events: dict[str, EventDecl] = {}
+    handlers: dict[str, HandlerDecl] = {}
+    for flow in flows:
+        for event in flow.events:
+            events.setdefault(event.name, event)
+        for handler in flow.handlers:
+            handlers.setdefault(handler.full_name, handler)
+    payloads = {name: compiler.compile(event.schema, event.document) for name, event in events.items()}
+    return Declarations(
+        flows=flows, events=events, handlers=handlers, payloads=payloads, compiler=compiler, signatures=signatures
+    )

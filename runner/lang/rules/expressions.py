@@ -1,0 +1,158 @@
+"""FR320 to FR325: expressions parse, and read only names that can exist where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from runner.diagnostics import Diagnostic, Related, did_you_mean
+from runner.expressions import Expression, ExpressionSyntaxError, Read, parse_expression, parse_template
+from runner.lang.declare import FlowDecl, HandlerDecl, StepDecl, all_steps, scalars
+from runner.lang.project import Declarations
+from runner.source import MappingNode, ScalarNode
+
+_META = frozenset({"id", "type", "source", "subject", "time", "correlation_id", "causation_id"})
+_RUN = frozenset({"id", "started_at"})
+_STEP = frozenset({"output", "state", "error", "attempts"})
+_ERROR = frozenset({"type", "message", "retryable", "details", "step"})
+_ROUTE = frozenset({"event", "meta", "env"})
+_IN_STEPS = _ROUTE | {"steps", "vars", "run", "secrets"}
+_FIELDS = {"meta": _META, "run": _RUN, "error": _ERROR}
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What can be seen where an expression stands."""
+
+    flow: FlowDecl
+    names: frozenset[str]
+    steps: dict[str, StepDecl] = field(default_factory=dict)
+    variables: set[str] = field(default_factory=set)
+    later: dict[str, StepDecl] = field(default_factory=dict)
+
+
+def check(project: Declarations) -> Iterator[Diagnostic]:
+    """Faults of every expression and template of every flow."""
+    for flow in project.flows:
+        for event in flow.events:
+            if event.subject is not None:
+                yield from _template(event.subject, _Place(flow, frozenset({"event"})))
+        for route in flow.routes:
+            yield from _bare(route.when, _Place(flow, _ROUTE))
+        for handler in flow.handlers:
+            yield from _handler(flow, handler)
+
+
+def _handler(flow: FlowDecl, handler: HandlerDecl) -> Iterator[Diagnostic]:
+    every = {step.id: step for step in all_steps(handler.steps + handler.on_failure)}
+    place = _Place(flow, _IN_STEPS, {}, set(), every)
+    yield from _steps(handler.steps, place)
+    # In on_failure every step of the handler may be read: it may have run, or not.
+    yield from _steps(handler.on_failure, replace(place, names=place.names | {"error"}))
+
+
+def _steps(steps: tuple[StepDecl, ...], place: _Place) -> Iterator[Diagnostic]:
+    for step in steps:
+        yield from _step(step, place)
+
+
+def _step(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
+    yield from _bare(step.when, place)
+    yield from _values(step, place)
+    for branch in step.branches:
+        yield from _bare(branch.when, place)
+        yield from _steps(branch.steps, place)
+    if step.action == "set" and isinstance(step.target, MappingNode):
+        place.variables.update(str(key.value) for key, _ in step.target.entries)
+    place.steps[step.id] = step
+    undoing = replace(place, names=place.names | {"error", "output"})
+    for undo in step.undo:
+        yield from _bare(undo.when, undoing)
+        yield from _values(undo, undoing)
+    for catch in step.catches:
+        yield from _steps(catch.steps, replace(place, names=place.names | {"error"}))
+
+
+def _values(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
+    for node in scalars(step.inputs):
+        yield from _template(node, place)
+
+
+def _bare(node: ScalarNode | None, place: _Place) -> Iterator[Diagnostic]:
+    if node is not None and isinstance(node.value, str):
+        yield from _parsed(node, place, bare=True)
+
+
+def _template(node: ScalarNode, place: _Place) -> Iterator[Diagnostic]:
+    if isinstance(node.value, str):
+        yield from _parsed(node, place, bare=False)
+
+
+def _parsed(node: ScalarNode, place: _Place, *, bare: bool) -> Iterator[Diagnostic]:
+    text = str(node.value)
+    try:
+        expression: Expression = parse_expression(text) if bare else parse_template(text)
+    except ExpressionSyntaxError as error:
+        yield Diagnostic(code="FR320", summary=error.message, span=node.part(error.offset, error.length))
+        return
+    for read in expression.reads:
+        yield from _read(read, node, place)
+
+
+def _read(read: Read, node: ScalarNode, place: _Place) -> Iterator[Diagnostic]:
+    root, *rest = read.path
+    if root not in place.names:
+        yield _at(read, 0, node, "FR321", f'"{root}" is not known here', _why_not(root, place))
+    elif not rest:
+        return
+    elif root == "steps":
+        yield from _step_read(read, node, place)
+    elif root == "vars" and rest[0] not in place.variables:
+        help = did_you_mean(rest[0], place.variables) or "no set before this step makes it"
+        yield _at(read, 1, node, "FR323", f'there is no variable "{rest[0]}" here', help)
+    elif root in ("env", "secrets"):
+        declared = place.flow.env if root == "env" else place.flow.secrets
+        if rest[0] not in declared:
+            help = did_you_mean(rest[0], declared) or f"list it at the top: uses: {{{root}: [{rest[0]}]}}"
+            yield _at(read, 1, node, "FR324", f'{root} "{rest[0]}" is not declared', help)
+    elif root in _FIELDS and rest[0] not in _FIELDS[root]:
+        help = did_you_mean(rest[0], _FIELDS[root]) or f"it has: {', '.join(sorted(_FIELDS[root]))}"
+        yield _at(read, 1, node, "FR325", f'"{root}" has no "{rest[0]}"', help)
+
+
+def _step_read(read: Read, node: ScalarNode, place: _Place) -> Iterator[Diagnostic]:
+    name = read.path[1]
+    if name not in place.steps:
+        if name in place.later:
+            related = (Related("it stands here", place.later[name].node.span),)
+            summary = f'step "{name}" does not stand before this one'
+            yield _at(read, 1, node, "FR322", summary, None, related)
+        else:
+            help = did_you_mean(name, place.steps) or "only steps that stand before this one can be read"
+            yield _at(read, 1, node, "FR322", f'there is no step "{name}"', help)
+    elif len(read.path) > 2 and read.path[2] not in _STEP:
+        help = did_you_mean(read.path[2], _STEP) or f"its result is steps.{name}.output"
+        yield _at(read, 2, node, "FR325", f'a step has no "{read.path[2]}"', help)
+
+
+def _why_not(root: str, place: _Place) -> str | None:
+    if root == "error":
+        return "error is seen in catch, compensate and on_failure"
+    if root == "output":
+        return "output is seen in compensate; elsewhere write steps.<id>.output"
+    if root == "secrets":
+        return "secrets are seen in steps only"
+    return did_you_mean(root, place.names) or f"known here: {', '.join(sorted(place.names))}"
+
+
+def _at(
+    read: Read,
+    segment: int,
+    node: ScalarNode,
+    code: str,
+    summary: str,
+    help: str | None,
+    related: tuple[Related, ...] = (),
+) -> Diagnostic:
+    span = node.part(read.offsets[segment], len(read.path[segment]))
+    return Diagnostic(code=code, summary=summary, span=span, help=help, related=related)

@@ -1,0 +1,77 @@
+"""FR201, FR202, FR204, FR205: what a flow refers to exists: events, handler plugins, handlers of routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from runner.diagnostics import Diagnostic, did_you_mean
+from runner.lang.declare import FlowDecl, RouteDecl
+from runner.lang.project import Declarations
+from runner.source import Span
+
+
+def check(project: Declarations) -> Iterator[Diagnostic]:
+    """References to what is not there."""
+    for flow in project.flows:
+        for route in flow.routes:
+            yield from _route(project, flow, route)
+    for _, _, step in project.steps():
+        if step.action == "emit" and step.name is not None and step.name not in project.events:
+            yield Diagnostic(
+                code="FR201",
+                summary=f'no event named "{step.name}"',
+                span=step.target.span,
+                help=did_you_mean(step.name, project.events) or _declare_it(project),
+            )
+        if step.action == "use" and step.name is not None:
+            yield from _plugin(project, step.name, step.target.span)
+
+
+def _route(project: Declarations, flow: FlowDecl, route: RouteDecl) -> Iterator[Diagnostic]:
+    for node in route.patterns:
+        pattern = str(node.value)
+        if project.matching(pattern):
+            continue
+        if "*" in pattern or "#" in pattern:
+            yield Diagnostic(
+                code="FR204",
+                summary=f'no declared event fits the pattern "{pattern}"',
+                span=node.span,
+                help="* is one word, # is any number of words",
+            )
+        else:
+            yield Diagnostic(
+                code="FR201",
+                summary=f'no event named "{pattern}"',
+                span=node.span,
+                help=did_you_mean(pattern, project.events) or _declare_it(project),
+            )
+    for node in route.to:
+        name = str(node.value)
+        if project.target(flow, name) is None:
+            known = [h.name for h in flow.handlers] + list(project.handlers)
+            yield Diagnostic(
+                code="FR205",
+                summary=f'no handler named "{name}"',
+                span=node.span,
+                help=did_you_mean(name, known) or "a handler of another flow is called flow.handler",
+            )
+
+
+def _plugin(project: Declarations, name: str, span: Span) -> Iterator[Diagnostic]:
+    if project.signatures is None or name in project.signatures:
+        return
+    help = did_you_mean(name, project.signatures)
+    if help is not None:
+        near = help.split('"')[1]
+        help = f"{help} ({project.signatures[near].location})"
+    yield Diagnostic(
+        code="FR202",
+        summary=f'no handler named "{name}"',
+        span=span,
+        help=help or "see flowrun plugins list, or write one: flowrun plugins new",
+    )
+
+
+def _declare_it(project: Declarations) -> str:
+    return "declare it under events:" if project.events else "there are no events: declare them under events:"

@@ -1,0 +1,230 @@
+"""Document → shape diagnostics: the file against `schemas/flow.schema.json`, explained for its author.
+
+The JSON Schema is the one declaration of the language's shape; editors complete from it, this file turns its
+misfits into sentences. For a choice between shapes, the nearest one is explained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import jsonschema_rs
+
+from runner.diagnostics import Diagnostic, Related, did_you_mean
+from runner.source import Document, MappingNode, Node, ScalarNode, Span, locate, plain
+
+_TYPE_NAMES = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "nothing",
+}
+
+
+@lru_cache
+def schema(name: str) -> Mapping[str, Any]:
+    """A JSON Schema of the language: `flow` or `project`."""
+    text = files("runner.schemas").joinpath(f"{name}.schema.json").read_text()
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+@lru_cache
+def _validator(name: str) -> Any:
+    return jsonschema_rs.validator_for(dict(schema(name)), offline=True)
+
+
+def check(document: Document, name: str = "flow") -> Iterator[Diagnostic]:
+    """All misfits of a document's shape."""
+    if document.root is None:
+        return
+    explain = _Explainer(document.root, schema(name))
+    for error in _validator(name).iter_errors(plain(document.root)):
+        yield from explain.error(error)
+
+
+class _Explainer:
+    def __init__(self, root: Node, schema: Mapping[str, Any]) -> None:
+        self.root = root
+        self.schema = schema
+
+    def error(self, error: Any) -> Iterator[Diagnostic]:
+        path, kind = list(error.instance_path), error.kind
+        node = locate(self.root, path)
+        match kind.name:
+            case "additionalProperties":
+                yield from self._unknown_keys(error, node, kind.unexpected)
+            case "required":
+                yield self._missing(path, node, kind.property)
+            case "oneOf" | "anyOf":
+                yield from self._choice(error, node)
+            case "propertyNames":
+                yield self._bad_name(error, node)
+            case _:
+                yield self._bad_value(error, node)
+
+    def _unknown_keys(self, error: Any, node: Node, unexpected: list[str]) -> Iterator[Diagnostic]:
+        known = self._at(error.schema_path[:-1]).get("properties", {})
+        for key in unexpected:
+            span = _key_span(node, key)
+            near = did_you_mean(key, known)
+            help = near or (f"known here: {', '.join(sorted(known))}" if known else None)
+            yield Diagnostic(code="FR101", summary=f'unknown key "{key}"', span=span, help=help)
+
+    def _missing(self, path: list[str | int], node: Node, key: str) -> Diagnostic:
+        owner = _owner(self.root, path)
+        span = owner.span if owner is not None else _first_line(node)
+        what = f'"{path[-1]}"' if path and isinstance(path[-1], str) else "this"
+        return Diagnostic(code="FR102", summary=f'{what} needs the key "{key}"', span=span)
+
+    def _bad_name(self, error: Any, node: Node) -> Diagnostic:
+        inner = error.kind.error
+        name = str(inner.instance) if not isinstance(inner.instance, str) else inner.instance
+        title = self._title([*error.schema_path])
+        summary = f'"{name}" is not {title or "a valid name"}'
+        return Diagnostic(code="FR106", summary=summary, span=_key_span(node, name), help=self._hint(error.schema_path))
+
+    def _bad_value(self, error: Any, node: Node) -> Diagnostic:
+        kind = error.kind
+        shown = _shown(node)
+        title = self._title(error.schema_path)
+        match kind.name:
+            case "type":
+                wanted = title or _listed([_TYPE_NAMES.get(t, t) for t in kind.types])
+                return Diagnostic(
+                    code="FR103", summary=f"expected {wanted}, found {shown}", span=_first_line(node),
+                    help=self._hint(error.schema_path),
+                )  # fmt: skip
+            case "pattern":
+                summary = f"{shown} is not {title or 'valid here'}"
+                return Diagnostic(code="FR104", summary=summary, span=node.span, help=self._hint(error.schema_path))
+            case "enum":
+                near = did_you_mean(str(plain(node)), [str(option) for option in kind.options])
+                help = near or f"one of: {', '.join(map(str, kind.options))}"
+                return Diagnostic(code="FR105", summary=f"{shown} is not allowed here", span=node.span, help=help)
+            case "const":
+                wanted = json.dumps(kind.expected_value)
+                return Diagnostic(code="FR105", summary=f"expected {wanted}, found {shown}", span=node.span)
+            case "minItems" | "minProperties":
+                return Diagnostic(code="FR107", summary="this must not be empty", span=_first_line(node))
+        summary = error.message if len(error.message) < 160 else f"{shown} is not valid here"
+        return Diagnostic(code="FR107", summary=summary, span=_first_line(node))
+
+    def _choice(self, error: Any, node: Node) -> Iterator[Diagnostic]:
+        branches = [self._resolve(branch) for branch in self._at(error.schema_path)]
+        context = getattr(error.kind, "context", None)
+        keyed = [branch.get("required", [None])[0] for branch in branches]
+        if all(keyed) and len(set(keyed)) == len(keyed):
+            yield from self._action(error, node, [str(key) for key in keyed], context)
+            return
+        if context is None:
+            yield self._bad_value(error, node)
+            return
+        nearest = min(context, key=lambda errors: _distance(errors, error.instance_path))
+        if all(e.kind.name == "type" and e.instance_path == error.instance_path for e in nearest):
+            wanted = _listed([self._branch_name(branch) for branch in branches])
+            summary = f"expected {wanted}, found {_shown(node)}"
+            yield Diagnostic(code="FR103", summary=summary, span=_first_line(node))
+            return
+        for inner in nearest:
+            yield from self.error(inner)
+
+    def _action(self, error: Any, node: Node, actions: list[str], context: Any) -> Iterator[Diagnostic]:
+        """A choice by key, like a step's: exactly one of the action keys says which shape is meant."""
+        if not isinstance(node, MappingNode):
+            summary = f"expected a mapping with one of {', '.join(actions)}, found {_shown(node)}"
+            yield Diagnostic(code="FR103", summary=summary, span=_first_line(node))
+            return
+        present = [key for key in actions if node.get(key) is not None]
+        if len(present) == 1 and context is not None:
+            for inner in context[actions.index(present[0])]:
+                yield from self.error(inner)
+        elif not present:
+            words = [key.value for key, _ in node.entries if isinstance(key.value, str)]
+            near = next((hint for word in words if (hint := did_you_mean(word, actions))), None)
+            summary = f"exactly one of {', '.join(actions)} must stand here"
+            yield Diagnostic(code="FR108", summary=summary, span=_first_line(node), help=near)
+        else:
+            first, second = (key for name, key, _ in node.items() if name in present[:2])
+            summary = f'only one action may stand here: there are "{first.value}" and "{second.value}"'
+            yield Diagnostic(
+                code="FR108", summary=summary, span=second.span, related=(Related("the first one", first.span),),
+                help="make them two steps",
+            )  # fmt: skip
+
+    def _at(self, path: list[str | int]) -> Any:
+        node: Any = self.schema
+        for step in path:
+            node = node[step]
+        return node
+
+    def _resolve(self, branch: Any) -> Any:
+        if isinstance(branch, dict) and "$ref" in branch:
+            return self._at(branch["$ref"].removeprefix("#/").split("/"))
+        return branch
+
+    def _branch_name(self, branch: Any) -> str:
+        kind = branch.get("type", "value")
+        if "title" in branch:
+            return str(branch["title"])
+        if "enum" in branch:
+            return _listed([str(option) for option in branch["enum"]])
+        return _listed([_TYPE_NAMES.get(k, k) for k in ([kind] if isinstance(kind, str) else kind)])
+
+    def _title(self, path: list[str | int]) -> str | None:
+        owner = self._at(path[:-1])
+        return owner.get("title") if isinstance(owner, dict) else None
+
+    def _hint(self, path: list[str | int]) -> str | None:
+        owner = self._at(path[:-1])
+        examples = owner.get("examples") if isinstance(owner, dict) else None
+        return f"for example {', '.join(str(e) for e in examples[:3])}" if examples else None
+
+
+def _distance(errors: list[Any], path: list[str | int]) -> tuple[int, int]:
+    """How far a branch is from fitting: a wrong type at the choice itself is farthest."""
+    wrong_kind = sum(1 for e in errors if e.instance_path == path and e.kind.name in ("type", "enum", "const"))
+    return wrong_kind, len(errors)
+
+
+def _key_span(node: Node, key: str) -> Span:
+    if isinstance(node, MappingNode):
+        for name, _ in node.entries:
+            if str(name.value) == key:
+                return name.span
+    return _first_line(node)
+
+
+def _owner(root: Node, path: list[str | int]) -> ScalarNode | None:
+    """The key under which the node at `path` stands, if it stands under one."""
+    if not path or not isinstance(path[-1], str):
+        return None
+    parent = locate(root, path[:-1])
+    return parent.key(path[-1]) if isinstance(parent, MappingNode) else None
+
+
+def _first_line(node: Node) -> Span:
+    """A block's first word is enough to point at."""
+    if isinstance(node, MappingNode) and node.entries and node.span.end.line != node.span.start.line:
+        return node.entries[0][0].span
+    return node.span
+
+
+def _shown(node: Node) -> str:
+    if isinstance(node, ScalarNode):
+        if node.value is None:
+            return "nothing"
+        text = json.dumps(node.value, ensure_ascii=False)
+        return text if len(text) <= 60 else text[:59] + "…"
+    return "a mapping" if isinstance(node, MappingNode) else "a list"
+
+
+def _listed(words: list[str]) -> str:
+    unique = list(dict.fromkeys(words))
+    return " or ".join(filter(None, [", ".join(unique[:-1]), unique[-1]])) if unique else "something else"

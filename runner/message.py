@@ -1,0 +1,214 @@
+"""Messages: what is on the wire, what a flow sees of it, and what becomes of it.
+
+The wire form is CloudEvents 1.0 in binary mode over AMQP 0-9-1 (the RabbitMQ binding that CloudEvents lists):
+attributes as `ce-…` headers, the payload as body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import uuid_utils
+
+from runner.errors import EnvelopeError
+from runner.times import parse_time, rfc3339
+
+MAX_BODY_BYTES = 1024 * 1024
+_PREFIXES = ("ce-", "cloudEvents_", "cloudEvents:")
+_decode = msgspec.json.Decoder().decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Properties:
+    """AMQP 0-9-1 message properties that flowrun reads or writes."""
+
+    message_id: str | None = None
+    type: str | None = None
+    app_id: str | None = None
+    content_type: str | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    timestamp: datetime | None = None
+    headers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A message to publish. With `mandatory`, one that no queue takes is reported, not dropped."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: Properties
+    mandatory: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Delivery:
+    """A message as a queue handed it over. `receipt` is the transport's own, for settling it."""
+
+    queue: str
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: Properties
+    redelivered: bool
+    receipt: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """A message's attributes, as expressions see them under `meta`. Times are RFC 3339."""
+
+    id: str
+    type: str
+    source: str
+    subject: str | None
+    time: str
+    correlation_id: str
+    causation_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A delivery, read: its attributes, its payload's bytes as they came, and the trace that it belongs to."""
+
+    meta: Meta
+    data: bytes
+    trace: Mapping[str, str] = field(default_factory=dict)
+    has_own_id: bool = True
+
+
+def new_id() -> str:
+    """A UUIDv7: unique, and in the order of time (RFC 9562)."""
+    return str(uuid_utils.uuid7())
+
+
+def decode_json(body: bytes) -> Any:
+    """The JSON value of a body. Raises ValueError with the place of the fault."""
+    try:
+        return _decode(body)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+
+
+def encode_json(value: Any) -> bytes:
+    """A JSON value as bytes. Raises TypeError or ValueError for what JSON cannot carry."""
+    return msgspec.json.encode(value)
+
+
+def read_message(delivery: Delivery, event_type: str, received_at: datetime) -> Message:
+    """The message in a delivery, in binary or structured mode, or plain JSON.
+
+    `event_type` is what the project calls it. Raises EnvelopeError.
+    """
+    properties = delivery.properties
+    attributes = _attributes(properties.headers)
+    data = delivery.body
+    if (properties.content_type or "").lower().startswith("application/cloudevents"):
+        attributes, data = _structured(delivery.body)
+    own_id = attributes.get("id") or properties.message_id
+    app = properties.app_id
+    ident = own_id or new_id()
+    return Message(
+        meta=Meta(
+            id=ident,
+            type=event_type,
+            source=attributes.get("source") or (f"/amqp/{app}" if app else "/amqp"),
+            subject=attributes.get("subject"),
+            time=_time(attributes.get("time"), properties.timestamp or received_at),
+            correlation_id=attributes.get("correlationid") or properties.correlation_id or ident,
+            causation_id=attributes.get("causationid"),
+        ),
+        data=data,
+        trace={
+            key: str(properties.headers[key]) for key in ("traceparent", "tracestate") if key in properties.headers
+        },
+        has_own_id=own_id is not None,
+    )
+
+
+def claimed_type(delivery: Delivery) -> tuple[str, ...]:
+    """The names under which a delivery might be known, best first: routing key, `ce-type`, AMQP `type`."""
+    properties = delivery.properties
+    if (properties.content_type or "").lower().startswith("application/cloudevents"):
+        try:
+            ce_type = _structured(delivery.body)[0].get("type")
+        except EnvelopeError:
+            ce_type = None
+    else:
+        ce_type = _attributes(properties.headers).get("type")
+    return tuple(name for name in (delivery.routing_key, ce_type, properties.type) if name)
+
+
+def event_message(
+    *, meta: Meta, data: bytes, project: str, mandatory: bool, trace: Mapping[str, str] | None = None
+) -> Outgoing:
+    """An event as it goes to the project's exchange."""
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": meta.id,
+        "ce-source": meta.source,
+        "ce-type": meta.type,
+        "ce-time": meta.time,
+        "ce-correlationid": meta.correlation_id,
+    }
+    if meta.subject is not None:
+        headers["ce-subject"] = meta.subject
+    if meta.causation_id is not None:
+        headers["ce-causationid"] = meta.causation_id
+    headers.update(trace or {})
+    return Outgoing(
+        exchange=f"{project}.events",
+        routing_key=meta.type,
+        body=data,
+        properties=Properties(
+            message_id=meta.id,
+            type=meta.type,
+            app_id=f"flowrun/{project}",
+            content_type="application/json",
+            correlation_id=meta.correlation_id,
+            timestamp=parse_time(meta.time).replace(microsecond=0),
+            headers=headers,
+        ),
+        mandatory=mandatory,
+    )
+
+
+def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    for key, value in headers.items():
+        for prefix in _PREFIXES:
+            if key.startswith(prefix):
+                found[key[len(prefix) :].lower()] = (
+                    rfc3339(value) if isinstance(value, datetime) else str(value)
+                )
+    return found
+
+
+def _structured(body: bytes) -> tuple[dict[str, str], bytes]:
+    try:
+        envelope = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise EnvelopeError("invalid_json", f"the CloudEvent is not a JSON object: {error}") from None
+    data = envelope.pop("data", None)
+    if data is None:
+        raise EnvelopeError("bad_envelope", "the CloudEvent has no data")
+    try:
+        attributes = {key: msgspec.json.decode(value, type=str) for key, value in envelope.items()}
+    except msgspec.DecodeError:
+        raise EnvelopeError("bad_envelope", "a CloudEvent's attributes are texts") from None
+    return attributes, bytes(data)
+
+
+def _time(text: str | None, otherwise: datetime) -> str:
+    if text is not None:
+        try:
+            return rfc3339(parse_time(text))
+        except ValueError:
+            raise EnvelopeError("bad_envelope", f'ce-time "{text}" is not an RFC 3339 time') from None
+    return rfc3339(otherwise if otherwise.tzinfo else otherwise.replace(tzinfo=UTC))

@@ -1,0 +1,40 @@
+"""What became of a step, a block of steps or an attempt: decisions are values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from runner.records import Error
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """It went through; a block's output is its last step's."""
+
+    output: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It failed for good, or for this attempt. `of_run` failures no step can catch (the run's timeout)."""
+
+    error: Error
+    retry_after_s: float | None = None
+    of_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The run goes on at `due_at`, from the store; nothing is held until then."""
+
+    due_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A `stop` step was reached: the run is completed."""
+
+
+Outcome: TypeAlias = Done | Failed | Parked | Stopped

@@ -1,0 +1,253 @@
+"""What will run: the compiled, immutable form of a project's flow files.
+
+`lang` makes a Plan, `engine` runs it, and they know each other by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from runner.expressions import Evaluate, Expression
+from runner.source import Span
+
+JsonObject: TypeAlias = Mapping[str, Any]
+Check: TypeAlias = Callable[[Any], str | None]
+"""A compiled JSON Schema: None if a value fits it, else the first misfit with its JSON pointer."""
+
+
+# --- topology: what stands on the broker -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """A durable exchange."""
+
+    name: str
+    type: Literal["topic", "direct", "fanout"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """A durable queue. `arguments` are AMQP's `x-…`, and never change once declared."""
+
+    name: str
+    arguments: Mapping[str, str | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Binding:
+    """A queue gets what is published to `exchange` with a key that `pattern` matches (AMQP topic rules)."""
+
+    exchange: str
+    queue: str
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """All broker objects of a project."""
+
+    exchanges: tuple[Exchange, ...]
+    queues: tuple[Queue, ...]
+    bindings: tuple[Binding, ...]
+
+
+# --- programs: what a handler does -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jitter:
+    """A random addition to a delay: uniform in `[low_s, high_s]`."""
+
+    low_s: float
+    high_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """When and how often a failed attempt is repeated. Defaults: LANGUAGE, Handlers."""
+
+    max_attempts: int | None = 3
+    """Counts the first try; None is unlimited."""
+    delay_s: float = 1.0
+    backoff: Literal["constant", "linear", "exponential"] = "exponential"
+    multiplier: float = 2.0
+    max_delay_s: float = 60.0
+    jitter: Literal["none", "full"] | Jitter = "full"
+    max_duration_s: float | None = None
+    """From the beginning of the first attempt; no attempt begins after it."""
+    on: tuple[str, ...] | None = None
+    """Error types that are retried, `http.*` for a family; None is all retryable ones."""
+    except_: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What every step has. `id` is unique in its program; a step that has none is called by its place."""
+
+    id: str
+    span: Span
+    name: str | None = None
+    when: Expression | None = None
+    catches: tuple[Catch, ...] = ()
+    undo: tuple[Undo, ...] = ()
+    action: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use(Step):
+    """Calls a handler plugin."""
+
+    handler: str
+    inputs: Evaluate
+    timeout_s: float
+    retry: RetryPolicy
+    action: str = "use"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emit(Step):
+    """Publishes an event."""
+
+    event: str
+    data: Evaluate
+    action: str = "emit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Set(Step):
+    """Sets variables."""
+
+    values: Evaluate
+    action: str = "set"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """One way of a switch; `when` is None for the default."""
+
+    when: Expression | None
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch(Step):
+    """Runs the first branch that holds."""
+
+    branches: tuple[Branch, ...]
+    action: str = "switch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fail(Step):
+    """Fails the run."""
+
+    type: str
+    message: Evaluate
+    action: str = "fail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop(Step):
+    """Ends the run as completed."""
+
+    action: str = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catch:
+    """Steps that handle an error of a step; `types` None takes all."""
+
+    types: tuple[str, ...] | None
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undo:
+    """One compensation of a step, itself a `use` or an `emit`."""
+
+    step: Use | Emit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Events that lead to a handler: their names, and the condition on each message."""
+
+    events: frozenset[str]
+    when: Expression | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A handler, compiled. `name` is `flow.handler`, which is also what its queue is called after."""
+
+    name: str
+    flow: str
+    queue: str
+    routes: tuple[Route, ...]
+    steps: tuple[Step, ...]
+    on_failure: tuple[Step, ...]
+    timeout_s: float | None
+    concurrency: int
+    plan_hash: str
+    span: Span
+    env: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A declared event. `subject` gives the object that it is about, from the payload."""
+
+    name: str
+    flow: str
+    check: Check
+    subject: Evaluate | None
+    external: bool
+    routed: bool
+    """Some route leads it to a handler, so that it is published mandatory."""
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A project, compiled. `sources` are the files it came from, by name: `sha256` of them is a plan's hash."""
+
+    project: str
+    events: Mapping[str, Event]
+    programs: Mapping[str, Program]
+    topology: Topology
+    sources: Mapping[str, Mapping[str, str]]
+    """For each plan hash, the texts (by file name) of the flow and of the schemas it uses."""
+
+
+# --- handlers, as the plan sees them -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One keyword parameter of a handler; `schema` is the JSON Schema of its annotation."""
+
+    name: str
+    required: bool
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """What `validate` knows of a handler plugin."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    accepts_any: bool
+    """It takes `**fields`: any name is a parameter."""
+    returns: Mapping[str, Any]
+    """The JSON Schema of its result; `{}` if it says nothing."""
+    effect: bool
+    doc: str
+    location: str
+    """Where it is defined: `plugins/inventory.py:12`, or a package's module."""
+    definitions: Mapping[str, Any] = field(default_factory=dict)
+    """`$defs` that the schemas above refer to."""

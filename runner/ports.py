@@ -1,0 +1,149 @@
+"""What the engine asks of the world: one Protocol a port."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, Protocol
+
+from runner.handler import Context
+from runner.message import Delivery, Outgoing
+from runner.plan import Topology
+from runner.records import (
+    Backlog,
+    Change,
+    DeadLetter,
+    OutboxRow,
+    RunSummary,
+    StoredRun,
+)
+
+Deliver = Callable[[Delivery], None]
+"""Takes a delivery and returns at once."""
+
+
+class Transport(AbstractAsyncContextManager["Transport"], Protocol):
+    """A broker: durable queues, topic routing, at-least-once delivery. All methods are safe from many tasks.
+
+    Entering connects and raises TransportError if that fails; leaving gives back what was not settled.
+    A transport that loses its broker recovers by itself, and consumers with it.
+    """
+
+    async def declare(self, topology: Topology) -> None:
+        """Make the topology stand; what stands already is left. Raises TopologyError where it differs."""
+        ...
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
+        """Publish, in order, and wait until the broker confirmed each.
+
+        One result a message: None once it is safe, else the reason why it is not: a mandatory message that
+        no queue took (`unroutable`), a broker that is away. What is not confirmed may have arrived all the
+        same: publish it again under the same id.
+        """
+        ...
+
+    async def consume(self, queue: str, prefetch: int, deliver: Deliver) -> Callable[[], Awaitable[None]]:
+        """Hand over the queue's messages, at most `prefetch` unsettled, until the returned function is awaited.
+
+        `deliver` is called on the event loop and must not block. What a dead or closed consumer had not
+        settled is delivered again, marked `redelivered`.
+        """
+        ...
+
+    async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
+        """Acknowledge deliveries, or give them back to their queue. One from before a reconnection is ignored:
+        it will come again."""
+        ...
+
+    async def depth(self, queues: Sequence[str]) -> int:
+        """How many messages wait in these queues, those handed over but not settled not counted."""
+        ...
+
+
+class Store(AbstractAsyncContextManager["Store"], Protocol):
+    """Runs, their records, the event log, the outbox and the dead letters. Safe from many tasks.
+
+    Entering opens it for one runner, whose runs it owns until it leaves or dies; StoreError if that fails.
+    """
+
+    async def commit(self, change: Change) -> bool:
+        """Make a change durable, all of it or nothing. False, and nothing done, if `change.started` begins a
+        run that stands already. Concurrent commits share one transaction."""
+        ...
+
+    async def bury(self, letter: DeadLetter) -> None:
+        """Make a dead letter durable; the same id once."""
+        ...
+
+    async def take(self, now: datetime, limit: int) -> Sequence[StoredRun]:
+        """Own and return runs that are due, and those whose runner died (their crash is counted first)."""
+        ...
+
+    async def outbox(self, limit: int, *, refused: bool = False) -> Sequence[OutboxRow]:
+        """Messages not yet confirmed, oldest first, that no living runner is sending; with `refused`, also
+        those that the broker would not take."""
+        ...
+
+    async def sent(self, results: Mapping[int, str | None]) -> None:
+        """Note what the broker said of outbox rows, by position: None for confirmed, else the reason."""
+        ...
+
+
+class StoreReader(Protocol):
+    """What one may ask of a store without owning anything in it."""
+
+    async def runs(self, *, limit: int, state: str | None = None, handler: str | None = None) -> Sequence[RunSummary]:
+        """Runs, newest first."""
+        ...
+
+    async def run(self, run_id: str) -> StoredRun | None:
+        """A run whole, by its id or an unambiguous beginning of it."""
+        ...
+
+    async def dead_letters(self, *, limit: int) -> Sequence[DeadLetter]:
+        """Dead letters, newest first."""
+        ...
+
+    async def known(self, run_id: str) -> bool:
+        """Whether that run stands."""
+        ...
+
+    async def backlog(self) -> Backlog:
+        """What is left to do."""
+        ...
+
+
+class PlanStore(Protocol):
+    """Keeps the sources of plans, so that a run can end by the plan that it began with."""
+
+    async def keep_plan(self, plan_hash: str, sources: Mapping[str, str]) -> None:
+        """Keep the texts of a plan's files, by name; the same hash once."""
+        ...
+
+    async def unfinished_plans(self) -> Mapping[str, Mapping[str, str]]:
+        """The sources of all plans that some unfinished run began with."""
+        ...
+
+
+class Handler(Protocol):
+    """A handler plugin, bound: inputs and result are JSON values.
+
+    Raises HandlerError, or anything else for a fault of its own. May be cancelled at any await.
+    """
+
+    async def __call__(self, context: Context, inputs: Mapping[str, Any]) -> Any:
+        """Call it once."""
+        ...
+
+
+class Clock(Protocol):
+    """Time, as an argument."""
+
+    def now(self) -> datetime:
+        """The wall clock, UTC."""
+        ...
+
+    async def sleep_until(self, moment: datetime) -> None:
+        """Return at that moment or soon after."""
+        ...

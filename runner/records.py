@@ -1,0 +1,218 @@
+"""What the store keeps of a run. A run is resumed by reading its records again, never by guessing.
+
+All are frozen; times are RFC 3339 texts in UTC, outputs JSON values.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from runner.message import Meta, Outgoing
+
+
+class RunState(StrEnum):
+    """A run's states (LANGUAGE, Steps)."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    COMPENSATING = "compensating"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    COMPENSATED = "compensated"
+    COMPENSATION_FAILED = "compensation_failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing more happens by itself."""
+        return self in _FINAL
+
+
+_FINAL = frozenset(
+    {RunState.COMPLETED, RunState.FAILED, RunState.COMPENSATED, RunState.COMPENSATION_FAILED}
+)
+
+
+class StepState(StrEnum):
+    """What became of a step."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """A step's or a run's error, as flows see it under `error`."""
+
+    type: str
+    message: str
+    retryable: bool
+    details: dict[str, Any] = {}
+    step: str | None = None
+
+
+class StepFinished(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+    """A step's result, for good. It is never run again in this run."""
+
+    step_id: str
+    action: str
+    state: StepState
+    attempts: int
+    started_at: str | None
+    finished_at: str
+    output: Any = None
+    error: Error | None = None
+
+
+class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, tag="attempt"):
+    """An attempt failed and will be repeated at `retry_at`; `undo` if it was a compensation's."""
+
+    step_id: str
+    attempt: int
+    started_at: str
+    failed_at: str
+    retry_at: str
+    error: Error
+    undo: bool = False
+
+
+class BranchTaken(msgspec.Struct, frozen=True, kw_only=True, tag="branch"):
+    """The branch that a switch took, so that it is not decided again after a crash; None if none held."""
+
+    step_id: str
+    branch: int | None
+
+
+class ErrorCaught(msgspec.Struct, frozen=True, kw_only=True, tag="caught"):
+    """A step failed for good and one of its catches (counted from 0) took the error."""
+
+    step_id: str
+    catch: int
+    error: Error
+    attempts: int
+    started_at: str
+    failed_at: str
+
+
+class RunFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The run's own steps are over; from here it undoes what it did."""
+
+    error: Error
+    failed_at: str
+
+
+class UndoFinished(msgspec.Struct, frozen=True, kw_only=True, tag="undo"):
+    """A compensation's result. `index` counts a step's compensations from 0."""
+
+    step_id: str
+    index: int
+    action: str
+    state: StepState
+    attempts: int
+    started_at: str | None
+    finished_at: str
+    output: Any = None
+    error: Error | None = None
+
+
+Record = StepFinished | AttemptFailed | BranchTaken | ErrorCaught | RunFailed | UndoFinished
+
+
+class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """The beginning of a run: which message began it, by which plan. `data` is the payload as it came."""
+
+    run_id: str
+    flow: str
+    handler: str
+    plan_hash: str
+    trigger: Meta
+    data: bytes
+    started_at: str
+    trace: dict[str, str] = {}
+
+
+class EventRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that a run published, for the event log."""
+
+    meta: Meta
+    data: bytes
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that cannot begin a run, kept whole, with the reason."""
+
+    id: str
+    reason: str
+    error: Error
+    handler: str
+    type: str | None
+    source: str | None
+    message_id: str | None
+    received_at: str
+    body: bytes
+    headers: dict[str, Any]
+    exchange: str
+    routing_key: str
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What is committed together, or not at all.
+
+    `started` begins the run; the store refuses it if that run stands already. `first` is the number of the
+    first of `records` within the run. `due_at` parks the run until then, `finished_at` ends it.
+    """
+
+    run_id: str
+    state: RunState
+    started: RunStarted | None = None
+    first: int = 0
+    records: tuple[Record, ...] = ()
+    events: tuple[EventRecord, ...] = ()
+    outgoing: tuple[Outgoing, ...] = ()
+    due_at: str | None = None
+    finished_at: str | None = None
+    error: Error | None = None
+
+
+class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run as the store has it. `crashes` counts the processes that died with it."""
+
+    started: RunStarted
+    state: RunState
+    records: tuple[Record, ...]
+    crashes: int
+    due_at: str | None = None
+    finished_at: str | None = None
+    error: Error | None = None
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of `runs list`."""
+
+    id: str
+    flow: str
+    handler: str
+    state: RunState
+    trigger: dict[str, str | None]
+    started_at: str
+    finished_at: str | None
+    error: Error | None
+
+
+class OutboxRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that is committed but not yet confirmed by the broker."""
+
+    position: int
+    outgoing: Outgoing
+    reason: str | None = None
+
+
+class Backlog(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store still has to do, in numbers."""
+
+    runs: int
+    outbox: int
+    refused: int
+    dead_letters: int

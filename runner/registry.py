@@ -1,0 +1,245 @@
+"""Names → handler plugins: bundled and installed ones by entry points, the project's own by path.
+
+Nothing registers itself: modules are loaded, and functions that bear `@handler` are found in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import keyword
+import sys
+import threading
+import typing
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from runner.diagnostics import Diagnostic, Related
+from runner.errors import TerminalError
+from runner.handler import MARK, Context, HandlerMark
+from runner.plan import Parameter, Signature
+from runner.ports import Handler
+from runner.source import Position, Span
+
+_REFERENCE = "#/$defs/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The handlers that there are, and what is wrong with the plugins they were looked for in."""
+
+    handlers: Mapping[str, Handler]
+    signatures: Mapping[str, Signature]
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+
+@dataclass(slots=True)
+class _Found:
+    handlers: dict[str, Handler] = field(default_factory=dict)
+    signatures: dict[str, Signature] = field(default_factory=dict)
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+    places: dict[str, Span] = field(default_factory=dict)
+
+
+def discover(root: Path | None) -> Registry:
+    """Load the bundled and installed handlers, and those of the project at `root`."""
+    found = _Found()
+    for entry in sorted(entry_points(group="flowrun.handlers"), key=lambda e: (e.value, e.name)):
+        _load_entry(entry, found)
+    if root is not None:
+        for path in sorted((root / "plugins").glob("*.py")):
+            _load_file(path, root, found)
+    return Registry(found.handlers, found.signatures, tuple(found.diagnostics))
+
+
+def _load_entry(entry: Any, found: _Found) -> None:
+    try:
+        module = entry.load()
+    except Exception as error:
+        place = _span(f"entry point {entry.value}", 1)
+        text = f"the installed handlers {entry.value} cannot be imported: {type(error).__name__}: {error}"
+        found.diagnostics.append(Diagnostic(code="FR223", summary=text, span=place))
+        return
+    _collect(module, entry.value, found)
+
+
+def _load_file(path: Path, root: Path, found: _Found) -> None:
+    name = path.relative_to(root).as_posix()
+    module_name = f"flowrun_plugins.{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # annotations are resolved through it
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        line = _own_line(error, path)
+        text = f"the plugin cannot be imported: {type(error).__name__}: {error}".rstrip(": ")
+        found.diagnostics.append(Diagnostic(code="FR223", summary=text, span=_span(name, line)))
+        return
+    _collect(module, name, found)
+
+
+def _own_line(error: BaseException, path: Path) -> int:
+    """The last line of the plugin itself that the error came through."""
+    line = error.lineno or 1 if isinstance(error, SyntaxError) else 1
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def _collect(module: ModuleType, where: str, found: _Found) -> None:
+    for function in list(vars(module).values()):
+        mark = getattr(function, MARK, None)
+        if not isinstance(mark, HandlerMark) or getattr(function, "__module__", None) != module.__name__:
+            continue
+        line = inspect.unwrap(function).__code__.co_firstlineno
+        place = _span(where, line)
+        if mark.name in found.places:
+            first = Related("the first one is here", found.places[mark.name])
+            text = f'handler "{mark.name}" is defined twice'
+            found.diagnostics.append(Diagnostic(code="FR221", summary=text, span=place, related=(first,)))
+            continue
+        try:
+            bound = _bind(function, mark, f"{where}:{line}")
+        except (TypeError, NameError) as error:
+            text = f'handler "{mark.name}" cannot be called by flows: {error}'
+            found.diagnostics.append(Diagnostic(code="FR222", summary=text, span=place))
+            continue
+        found.places[mark.name] = place
+        found.handlers[mark.name], found.signatures[mark.name] = bound
+
+
+def _span(filename: str, line: int) -> Span:
+    start = Position(0, line, 1)
+    return Span(filename, start, start)
+
+
+def _bind(function: Callable[..., Any], mark: HandlerMark, location: str) -> tuple[Handler, Signature]:
+    """The function as a `Handler`, and its signature. Raises TypeError if it is not of the right form."""
+    hints = typing.get_type_hints(function)
+    inputs = list(inspect.signature(function).parameters.values())
+    if not inputs or inputs[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+        raise TypeError("its first parameter must be the Context")
+    named = [p for p in inputs[1:] if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    rest = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inputs)
+    if len(named) + rest + 1 != len(inputs):
+        raise TypeError("its parameters after the Context must be keyword-only: (ctx, *, …)")
+    types = {_public(p.name): hints.get(p.name, Any) for p in named}
+    returns = hints.get("return", Any)
+    schemas, definitions = msgspec.json.schema_components(
+        [*types.values(), returns], ref_template=_REFERENCE
+    )
+    signature = Signature(
+        name=mark.name,
+        parameters=tuple(
+            Parameter(name=_public(p.name), required=p.default is inspect.Parameter.empty, schema=schema)
+            for p, schema in zip(named, schemas, strict=False)
+        ),
+        accepts_any=rest,
+        returns=schemas[-1],
+        effect=mark.effect,
+        doc=inspect.getdoc(function) or "",
+        location=location,
+        definitions=definitions,
+    )
+    names = {_public(p.name): p.name for p in named}
+    return _Bound(function, types, names, rest), signature
+
+
+def _public(name: str) -> str:
+    """`from_` is `from` for flows: Python has the word already."""
+    return name[:-1] if name.endswith("_") and keyword.iskeyword(name[:-1]) else name
+
+
+class _Bound:
+    """A plugin's function as a `Handler`: JSON values in, JSON values out."""
+
+    def __init__(
+        self, function: Callable[..., Any], types: Mapping[str, Any], names: Mapping[str, str], rest: bool
+    ) -> None:
+        self._function = function
+        self._types = types
+        self._names = names
+        self._rest = rest
+        self._is_async = inspect.iscoroutinefunction(function)
+        parameters = inspect.signature(function).parameters
+        self._required = [
+            name for name, own in names.items() if parameters[own].default is inspect.Parameter.empty
+        ]
+
+    async def __call__(self, context: Context, inputs: Mapping[str, Any]) -> Any:
+        arguments = self._arguments(inputs)
+        if self._is_async:
+            result = await self._function(context, **arguments)
+        else:
+            result = await _in_thread(lambda: self._function(context, **arguments))
+        if isinstance(result, Awaitable):
+            result = await result
+        try:
+            # Through JSON, so that what later steps read is what a resumed run will read.
+            return msgspec.json.decode(msgspec.json.encode(result))
+        except (TypeError, ValueError, RecursionError, OverflowError) as error:
+            raise TerminalError("invalid_output", f"the result is no JSON value: {error}") from None
+
+    def _arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = {}
+        for name, value in inputs.items():
+            if name in self._types:
+                try:
+                    arguments[self._names[name]] = msgspec.convert(value, self._types[name])
+                except msgspec.ValidationError as error:
+                    raise TerminalError("invalid_input", f'parameter "{name}": {error}') from None
+            elif self._rest:
+                arguments[name] = value
+            else:
+                raise TerminalError("invalid_input", f'there is no parameter "{name}"')
+        for name in self._required:
+            if name not in inputs:
+                raise TerminalError("invalid_input", f'parameter "{name}" is missing')
+        return arguments
+
+
+async def _in_thread(call: Callable[[], Any]) -> Any:
+    """Run in a thread of its own. A daemon: a call that hangs must not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def resolve(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return  # late: the attempt has timed out, its result is ignored
+        if error is None:
+            future.set_result(result)
+        elif isinstance(error, StopIteration | SystemExit | asyncio.CancelledError):
+            future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = call()
+        except BaseException as error:  # whatever it is, it belongs to the caller and not to this thread
+            failure = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(resolve, result, failure)
+
+    threading.Thread(target=run, daemon=True, name="handler").start()
+    return await future
+
+
+def listed(registry: Registry) -> Iterator[Signature]:
+    """All signatures, by name."""
+    for name in sorted(registry.signatures):
+        yield registry.signatures[name]

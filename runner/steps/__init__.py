@@ -1,0 +1,1 @@
+"""What each step kind does, one kind a file. They compute; the engine records."""

@@ -1,0 +1,14 @@
+"""`fail`: the error that a flow raises itself."""
+
+from __future__ import annotations
+
+from runner.expressions import Scope, as_text
+from runner.outcome import Failed
+from runner.plan import Fail
+from runner.records import Error
+
+
+def build(step: Fail, scope: Scope) -> Failed:
+    """The failure, with its message evaluated. Raises ExpressionError."""
+    message = as_text(step.message(scope)) or step.type
+    return Failed(Error(type=step.type, message=message, retryable=False, step=step.id))

@@ -1,0 +1,239 @@
+"""The SQLite store: for a laptop, and for the processes of one machine."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.resources import files
+from types import TracebackType
+
+import msgspec
+
+from runner.errors import NotFoundError
+from runner.message import Meta, Outgoing, Properties
+from runner.records import (
+    Backlog,
+    Change,
+    DeadLetter,
+    Error,
+    OutboxRow,
+    Record,
+    RunState,
+    RunSummary,
+    StoredRun,
+)
+from runner.records import RunStarted as Started
+from runner.sqlite_file import SqliteFile, load_queries
+from runner.times import rfc3339
+
+_SQL = load_queries("runner.stores", "sqlite_queries.sql")
+_encode = msgspec.json.encode
+_record = msgspec.json.Decoder(Record).decode
+_meta = msgspec.json.Decoder(Meta).decode
+_error = msgspec.json.Decoder(Error).decode
+_properties = msgspec.json.Decoder(Properties).decode
+
+
+class SqliteStore:
+    """`Store`, `StoreReader` and `PlanStore` in one SQLite file."""
+
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+
+    async def __aenter__(self) -> SqliteStore:
+        await self._file.__aenter__()
+        schema = files("runner.stores").joinpath("sqlite_schema.sql").read_text()
+        await self._file.migrate("store", (schema,))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._file.__aexit__()
+
+    # --- Store
+
+    async def commit(self, change: Change) -> bool:
+        """See `Store.commit`."""
+        session = self._file.session
+        return await self._file.write(lambda connection: _apply(connection, change, session))
+
+    async def bury(self, letter: DeadLetter) -> None:
+        """See `Store.bury`."""
+        described = _encode({**msgspec.structs.asdict(letter), "body": b""}).decode()
+        await self._file.write(lambda c: c.execute(_SQL["bury"], (letter.id, described, letter.body)))
+
+    async def take(self, now: datetime, limit: int) -> Sequence[StoredRun]:
+        """See `Store.take`."""
+        live = set(self._file.live_sessions())
+        return await self._file.write(lambda c: self._take(c, live, rfc3339(now), limit))
+
+    async def outbox(self, limit: int, *, refused: bool = False) -> Sequence[OutboxRow]:
+        """See `Store.outbox`."""
+        session = self._file.session
+        return await self._file.write(lambda c: _take_outbox(c, session, limit, refused))
+
+    async def sent(self, results: Mapping[int, str | None]) -> None:
+        """See `Store.sent`."""
+        confirmed = [(position,) for position, reason in results.items() if reason is None]
+        refused = [(reason, position) for position, reason in results.items() if reason is not None]
+
+        def note(connection: sqlite3.Connection) -> None:
+            connection.executemany(_SQL["outbox_confirmed"], confirmed)
+            connection.executemany(_SQL["outbox_refused"], refused)
+
+        await self._file.write(note)
+
+    # --- StoreReader
+
+    async def runs(
+        self, *, limit: int, state: str | None = None, handler: str | None = None
+    ) -> Sequence[RunSummary]:
+        """See `StoreReader.runs`."""
+        rows = await self._file.read(lambda c: c.execute(_SQL["runs"], (state, handler, limit)).fetchall())
+        return [_summary(row) for row in rows]
+
+    async def run(self, run_id: str) -> StoredRun | None:
+        """See `StoreReader.run`. Raises NotFoundError if the beginning fits several."""
+        return await self._file.read(lambda c: _find(c, run_id))
+
+    async def dead_letters(self, *, limit: int) -> Sequence[DeadLetter]:
+        """See `StoreReader.dead_letters`."""
+        rows = await self._file.read(lambda c: c.execute(_SQL["dead_letters"], (limit,)).fetchall())
+        decode = msgspec.json.Decoder(DeadLetter).decode
+        return [msgspec.structs.replace(decode(letter), body=body) for letter, body in rows]
+
+    async def known(self, run_id: str) -> bool:
+        """See `StoreReader.known`."""
+        row = await self._file.read(lambda c: c.execute(_SQL["known"], (run_id,)).fetchone())
+        return row is not None
+
+    async def backlog(self) -> Backlog:
+        """See `StoreReader.backlog`."""
+        runs, outbox, refused, dead = await self._file.read(lambda c: c.execute(_SQL["backlog"]).fetchone())
+        return Backlog(runs=runs, outbox=outbox, refused=refused, dead_letters=dead)
+
+    # --- PlanStore
+
+    async def keep_plan(self, plan_hash: str, sources: Mapping[str, str]) -> None:
+        """See `PlanStore.keep_plan`."""
+        text = _encode(dict(sources)).decode()
+        await self._file.write(lambda c: c.execute(_SQL["keep_plan"], (plan_hash, text)))
+
+    async def unfinished_plans(self) -> Mapping[str, Mapping[str, str]]:
+        """See `PlanStore.unfinished_plans`."""
+        rows = await self._file.read(lambda c: c.execute(_SQL["unfinished_plans"]).fetchall())
+        return {plan_hash: msgspec.json.decode(text, type=dict[str, str]) for plan_hash, text in rows}
+
+    # --- inside a transaction
+
+    def _take(
+        self, connection: sqlite3.Connection, live: set[str], now: str, limit: int
+    ) -> Sequence[StoredRun]:
+        me = self._file.session
+        taken = connection.execute(_SQL["take_due"], (me, now, limit)).fetchall()
+        for (owner,) in connection.execute(_SQL["unfinished_owners"]).fetchall():
+            if owner not in live:
+                taken += connection.execute(_SQL["take_orphans"], (me, owner, limit)).fetchall()
+        for (owner,) in connection.execute(_SQL["outbox_owners"]).fetchall():
+            if owner not in live:
+                connection.execute(_SQL["free_outbox"], (owner,))
+        runs = (_find(connection, run_id) for (run_id,) in taken)
+        return [run for run in runs if run is not None]
+
+
+def _apply(connection: sqlite3.Connection, change: Change, session: str) -> bool:
+    started = change.started
+    parked = change.due_at is not None or change.finished_at is not None
+    if started is not None:
+        values = (
+            started.run_id, started.flow, started.handler, started.plan_hash, change.state,
+            _encode(started.trigger).decode(), _encode(started.trace).decode(), started.data,
+            started.started_at, session,
+        )  # fmt: skip
+        if connection.execute(_SQL["begin_run"], values).rowcount == 0:
+            return False
+    if started is None or parked:
+        error = _encode(change.error).decode() if change.error is not None else None
+        owner = None if parked else session
+        connection.execute(
+            _SQL["set_state"], (change.state, change.due_at, change.finished_at, error, owner, change.run_id)
+        )
+    connection.executemany(
+        _SQL["add_record"],
+        [(change.run_id, n, _encode(record).decode()) for n, record in enumerate(change.records, change.first)],
+    )
+    for event in change.events:
+        m = event.meta
+        values = (m.id, m.type, m.source, m.subject, m.time, m.correlation_id, m.causation_id, event.data)
+        connection.execute(_SQL["add_event"], values)
+    connection.executemany(_SQL["add_outgoing"], [_outgoing_values(message) for message in change.outgoing])
+    return True
+
+
+def _outgoing_values(message: Outgoing) -> tuple[object, ...]:
+    properties = _encode(message.properties).decode()
+    return message.exchange, message.routing_key, properties, message.body, message.mandatory
+
+
+def _take_outbox(connection: sqlite3.Connection, session: str, limit: int, refused: bool) -> list[OutboxRow]:
+    rows = connection.execute(_SQL["take_outbox"], (session, refused, limit)).fetchall()
+    return [
+        OutboxRow(
+            position=position,
+            outgoing=Outgoing(
+                exchange=exchange,
+                routing_key=routing_key,
+                body=body,
+                properties=_properties(properties),
+                mandatory=bool(mandatory),
+            ),
+            reason=reason,
+        )
+        for position, exchange, routing_key, properties, body, mandatory, reason in sorted(rows)
+    ]
+
+
+def _find(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
+    row = connection.execute(_SQL["run"], (run_id,)).fetchone()
+    if row is None:
+        near = connection.execute(_SQL["run_ids_like"], (run_id,)).fetchall()
+        if len(near) > 1:
+            raise NotFoundError(f'more than one run begins with "{run_id}"', hint="give more of its id")
+        return _find(connection, near[0][0]) if near else None
+    (ident, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes) = row
+    records = connection.execute(_SQL["records"], (ident,)).fetchall()
+    return StoredRun(
+        started=Started(
+            run_id=ident,
+            flow=flow,
+            handler=handler,
+            plan_hash=plan_hash,
+            trigger=_meta(trigger),
+            data=data,
+            started_at=started_at,
+            trace=msgspec.json.decode(trace),
+        ),
+        state=RunState(state),
+        records=tuple(_record(body) for (body,) in records),
+        crashes=crashes,
+        due_at=due_at,
+        finished_at=finished_at,
+        error=_error(error) if error else None,
+    )
+
+
+def _summary(row: tuple[str, ...]) -> RunSummary:
+    ident, flow, handler, state, trigger, started_at, finished_at, error = row
+    meta = _meta(trigger)
+    return RunSummary(
+        id=ident,
+        flow=flow,
+        handler=handler,
+        state=RunState(state),
+        trigger={"id": meta.id, "type": meta.type, "source": meta.source, "subject": meta.subject},
+        started_at=started_at,
+        finished_at=finished_at,
+        error=_error(error) if error else None,
+    )

@@ -1,0 +1,93 @@
+-- name: begin_run  insert a run; an id that stands already changes nothing
+INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, owner)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO NOTHING
+
+-- name: set_state  what a commit says of its run
+UPDATE runs SET state = ?, due_at = ?, finished_at = ?, error = ?, owner = ? WHERE id = ?
+
+-- name: add_record
+INSERT INTO records (run_id, number, body) VALUES (?, ?, ?)
+
+-- name: add_event  its version is the next one of its subject
+INSERT INTO events (id, type, source, subject, version, time, correlation_id, causation_id, data)
+VALUES (
+    ?1, ?2, ?3, ?4,
+    CASE WHEN ?4 IS NULL THEN NULL
+    ELSE (SELECT coalesce(max(version), 0) + 1 FROM events WHERE subject = ?4) END,
+    ?5, ?6, ?7, ?8
+)
+
+-- name: add_outgoing
+INSERT INTO outbox (exchange, routing_key, properties, body, mandatory) VALUES (?, ?, ?, ?, ?)
+
+-- name: bury
+INSERT INTO dead_letters (id, letter, body) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING
+
+-- name: take_due  own runs that are due
+UPDATE runs SET owner = ?1, due_at = NULL
+WHERE id IN (
+    SELECT id FROM runs WHERE due_at IS NOT NULL AND due_at <= ?2 AND owner IS NULL ORDER BY due_at LIMIT ?3
+)
+RETURNING id
+
+-- name: unfinished_owners
+SELECT DISTINCT owner FROM runs WHERE finished_at IS NULL AND owner IS NOT NULL
+
+-- name: take_orphans  own runs whose runner died, and count that before they run again
+UPDATE runs SET owner = ?1, crashes = crashes + 1
+WHERE id IN (SELECT id FROM runs WHERE finished_at IS NULL AND owner = ?2 LIMIT ?3)
+RETURNING id
+
+-- name: outbox_owners
+SELECT DISTINCT owner FROM outbox WHERE owner IS NOT NULL
+
+-- name: free_outbox
+UPDATE outbox SET owner = NULL WHERE owner = ?
+
+-- name: take_outbox
+UPDATE outbox SET owner = ?1
+WHERE position IN (
+    SELECT position FROM outbox WHERE owner IS NULL AND (reason IS NULL OR ?2) ORDER BY position LIMIT ?3
+)
+RETURNING position, exchange, routing_key, properties, body, mandatory, reason
+
+-- name: outbox_confirmed
+DELETE FROM outbox WHERE position = ?
+
+-- name: outbox_refused
+UPDATE outbox SET owner = NULL, reason = ? WHERE position = ?
+
+-- name: run
+SELECT id, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes
+FROM runs WHERE id = ?
+
+-- name: run_ids_like
+SELECT id FROM runs WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2
+
+-- name: known
+SELECT 1 FROM runs WHERE id = ?
+
+-- name: records
+SELECT body FROM records WHERE run_id = ? ORDER BY number
+
+-- name: runs
+SELECT id, flow, handler, state, trigger, started_at, finished_at, error FROM runs
+WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR handler = ?2)
+ORDER BY started_at DESC, id DESC LIMIT ?3
+
+-- name: dead_letters
+SELECT letter, body FROM dead_letters ORDER BY position DESC LIMIT ?
+
+-- name: backlog
+SELECT
+    (SELECT count(*) FROM runs WHERE finished_at IS NULL),
+    (SELECT count(*) FROM outbox WHERE reason IS NULL),
+    (SELECT count(*) FROM outbox WHERE reason IS NOT NULL),
+    (SELECT count(*) FROM dead_letters)
+
+-- name: keep_plan
+INSERT INTO plans (hash, sources) VALUES (?, ?) ON CONFLICT (hash) DO NOTHING
+
+-- name: unfinished_plans
+SELECT hash, sources FROM plans WHERE hash IN (SELECT plan_hash FROM runs WHERE finished_at IS NULL)

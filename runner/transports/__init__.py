@@ -1,0 +1,1 @@
+"""Brokers. One transport a file, all held to `runner.testing.TransportContract`."""

@@ -1,0 +1,430 @@
+"""RabbitMQ over aio-pika: confirms, mandatory publishing, quorum queues, and a recovery of our own.
+
+Plain connections, not robust ones: those come back without consumers, and declare old arguments for ever
+(aio-pika #231, #379, #334). Publishing and consuming have a connection each, because a memory alarm blocks
+the one that publishes and must not block acknowledgements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+from aiormq import exceptions as amqp
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from pamqp.commands import Basic
+from yarl import URL
+
+from runner.errors import SettingsError, TopologyError, TransportError
+from runner.message import Delivery, Outgoing, Properties
+from runner.plan import Topology
+from runner.ports import Deliver
+
+HEARTBEAT_S = 10
+CONNECT_TIMEOUT_S = 5.0
+PUBLISH_TIMEOUT_S = 10.0
+SUPERVISE_S = 1.0
+COUNT_CONSUMERS_EVERY = 5
+MAX_BACKOFF_S = 10.0
+
+_log = logging.getLogger("flowrun.rabbitmq")
+# Recovery is ours and says what it does; the libraries' own warnings would say it twice, with stacks.
+for _name in ("aio_pika", "aiormq"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+_INEQUIVALENT = re.compile(
+    r"inequivalent arg '(?P<arg>[^']+)' for (?P<what>\w+) '(?P<name>[^']+)'.*?: "
+    r"received (?P<plan>.+?) but current is (?P<live>.+)$"
+)
+_LOST = (amqp.AMQPConnectionError, ConnectionError, OSError, asyncio.TimeoutError, amqp.ChannelInvalidStateError)
+
+
+@dataclass(slots=True, eq=False)
+class _Consumer:
+    """A queue's consumer, as it should be; `channel` and `tag` are the present ones."""
+
+    queue: str
+    prefetch: int
+    deliver: Deliver
+    channel: AbstractChannel | None = None
+    tag: str = ""
+
+
+@dataclass(slots=True)
+class _Link:
+    """One connection to whichever broker of the list answers."""
+
+    urls: tuple[URL, ...]
+    name: str
+    connection: AbstractConnection | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def open(self) -> AbstractConnection:
+        """The live connection, made anew if need be. Raises TransportError."""
+        async with self.lock:
+            if self.connection is not None and not self.connection.is_closed:
+                return self.connection
+            fault: TransportError | None = None
+            for url in self.urls:
+                try:
+                    self.connection = await self._connect(url)
+                    return self.connection
+                except TransportError as error:
+                    fault = error
+            assert fault is not None
+            raise fault
+
+    async def _connect(self, url: URL) -> AbstractConnection:
+        full = url.update_query(heartbeat=HEARTBEAT_S, name=self.name)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await aio_pika.connect(full)
+        except (amqp.AMQPError, OSError, TimeoutError, RuntimeError) as error:
+            raise _connect_fault(url, error) from error
+
+    async def channel(self, *, confirms: bool = False) -> AbstractChannel:
+        """A new channel. Raises TransportError."""
+        connection = await self.open()
+        try:
+            channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+            await channel.initialize(timeout=CONNECT_TIMEOUT_S)
+            return await channel.get_underlay_channel()
+        except (*_LOST, amqp.AMQPError, RuntimeError) as error:
+            raise TransportError(f"the broker closed the connection: {error}") from error
+
+    async def close(self) -> None:
+        if self.connection is not None and not self.connection.is_closed:
+            await self.connection.close()
+
+
+class RabbitTransport:
+    """`Transport` on RabbitMQ ≥ 3.10. `urls` are tried in order; `name` is shown in the management page."""
+
+    def __init__(self, urls: Sequence[str], *, name: str = "flowrun") -> None:
+        parsed = tuple(parse_url(url) for url in urls)
+        self._publishing = _Link(parsed, f"{name}:pub")
+        self._consuming = _Link(parsed, f"{name}:sub")
+        self._publisher: AbstractChannel | None = None
+        self._publish_lock = asyncio.Lock()
+        self._consumers: list[_Consumer] = []
+        self._topology: Topology | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> RabbitTransport:
+        await self._publishing.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        for link in (self._consuming, self._publishing):
+            try:
+                await link.close()
+            except (*_LOST, amqp.AMQPError) as fault:
+                _log.debug("closing: %s", fault)
+
+    # --- topology
+
+    async def declare(self, topology: Topology) -> None:
+        """See `Transport.declare`."""
+        self._topology = topology
+        channel = await self._publishing.channel()
+        try:
+            for exchange in topology.exchanges:
+                await channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True)
+            for queue in topology.queues:
+                await channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+            for binding in topology.bindings:
+                await channel.queue_bind(binding.queue, binding.exchange, binding.pattern)
+        except amqp.ChannelPreconditionFailed as error:
+            raise _drift(error) from error
+        except amqp.ChannelAccessRefused as error:
+            raise TransportError(
+                f"the broker refuses to declare: {_reason(error)}", hint="grant the user the configure right"
+            ) from error
+        except (*_LOST, amqp.AMQPError) as error:
+            raise TransportError(f"the topology could not be declared: {_reason(error)}") from error
+        await _close(channel)
+
+    async def depth(self, queues: Sequence[str]) -> int:
+        """See `Transport.depth`."""
+        total = 0
+        for queue in queues:
+            found = await self._inspect(queue)
+            total += found.message_count or 0 if found is not None else 0
+        return total
+
+    async def _inspect(self, queue: str) -> Any:
+        """The broker's answer to a passive declare; None if there is no such queue."""
+        channel = await self._publishing.channel()
+        try:
+            found = await channel.queue_declare(queue, passive=True)
+        except amqp.ChannelNotFoundEntity:
+            return None
+        except (*_LOST, amqp.AMQPError) as error:
+            raise TransportError(f"the broker closed the connection: {error}") from error
+        await _close(channel)
+        return found
+
+    # --- publishing
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
+        """See `Transport.publish`."""
+        results: list[str | None] = []
+        async with self._publish_lock:
+            for batch in _without_repeats(messages):
+                channel = await self._publisher_channel()
+                answers = await asyncio.gather(*(_publish(channel, message) for message in batch))
+                results += answers
+        return results
+
+    async def _publisher_channel(self) -> AbstractChannel:
+        if self._publisher is None or self._publisher.is_closed:
+            self._publisher = await self._publishing.channel(confirms=True)
+        return self._publisher
+
+    # --- consuming
+
+    async def consume(self, queue: str, prefetch: int, deliver: Deliver) -> Callable[[], Awaitable[None]]:
+        """See `Transport.consume`."""
+        consumer = _Consumer(queue, prefetch, deliver)
+        await self._begin(consumer)
+        self._consumers.append(consumer)
+        if self._supervisor is None:
+            self._supervisor = asyncio.create_task(self._supervise())
+
+        async def cancel() -> None:
+            self._consumers.remove(consumer)
+            channel = consumer.channel
+            if channel is not None and not channel.is_closed:
+                try:
+                    await channel.basic_cancel(consumer.tag, timeout=CONNECT_TIMEOUT_S)
+                except (*_LOST, amqp.AMQPError) as error:
+                    _log.debug("cancelling the consumer of %s: %s", queue, error)
+
+        return cancel
+
+    async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
+        """See `Transport.settle`."""
+        for delivery in deliveries:
+            channel, tag = delivery.receipt
+            if channel.is_closed:
+                continue  # from before a reconnection: it comes again, and the store knows it
+            try:
+                if accept:
+                    await channel.basic_ack(tag)
+                else:
+                    await channel.basic_nack(tag, requeue=True)
+            except (*_LOST, amqp.AMQPError) as error:
+                _log.debug("%s was lost before it was settled, it comes again: %s", delivery.queue, error)
+
+    async def _begin(self, consumer: _Consumer) -> None:
+        channel = await self._consuming.channel()
+
+        async def received(message: DeliveredMessage) -> None:
+            consumer.deliver(_delivery(consumer.queue, channel, message))
+
+        try:
+            await channel.basic_qos(prefetch_count=consumer.prefetch)
+            answer = await channel.basic_consume(consumer.queue, received, timeout=CONNECT_TIMEOUT_S)
+        except amqp.ChannelNotFoundEntity as error:
+            raise TransportError(f'there is no queue "{consumer.queue}"') from error
+        except (*_LOST, amqp.AMQPError) as error:
+            raise TransportError(f'"{consumer.queue}" cannot be consumed: {_reason(error)}') from error
+        consumer.channel, consumer.tag = channel, str(answer.consumer_tag)
+
+    async def _supervise(self) -> None:
+        """Compare the consumers that there are with those that there should be, and rebuild what is missing."""
+        failures = rounds = 0
+        while True:
+            await asyncio.sleep(SUPERVISE_S)
+            rounds += 1
+            try:
+                missing = [c for c in list(self._consumers) if not _is_consuming(c)]
+                if not missing and rounds % COUNT_CONSUMERS_EVERY == 0:
+                    missing = [c for c in list(self._consumers) if await self._is_unknown_to_broker(c)]
+                if missing:
+                    await self._rebuild(missing)
+                failures = 0
+            except TransportError as error:
+                failures += 1
+                delay = random.uniform(0, min(MAX_BACKOFF_S, 2.0 ** min(failures, 10)))  # noqa: S311 full jitter
+                _log.warning("%s; trying again in %.1f s", error, delay)
+                await asyncio.sleep(delay)
+
+    async def _rebuild(self, missing: list[_Consumer]) -> None:
+        if self._topology is not None:
+            await self.declare(self._topology)
+        for consumer in missing:
+            if consumer.channel is not None and not consumer.channel.is_closed:
+                await _close(consumer.channel)
+            await self._begin(consumer)
+        _log.warning("consuming again: %s", ", ".join(consumer.queue for consumer in missing))
+
+    async def _is_unknown_to_broker(self, consumer: _Consumer) -> bool:
+        found = await self._inspect(consumer.queue)
+        return found is None or found.consumer_count == 0
+
+
+def parse_url(text: str) -> URL:
+    """A broker's URL. Raises SettingsError."""
+    try:
+        url = URL(text)
+        port = url.port
+    except ValueError as error:
+        raise SettingsError(f"the broker's URL cannot be read: {error}", hint=_URL_HINT) from None
+    if url.scheme not in ("amqp", "amqps") or not url.host:
+        raise SettingsError(f'"{url.with_password(None) if url.host else text}" is not a broker\'s URL', hint=_URL_HINT)
+    if port == 15672:
+        raise SettingsError("port 15672 is RabbitMQ's management page", hint="messages go to port 5672")
+    return url
+
+
+_URL_HINT = "write embedded: or amqp://user:password@host:5672/vhost"
+
+
+def _is_consuming(consumer: _Consumer) -> bool:
+    channel = consumer.channel
+    return channel is not None and not channel.is_closed and consumer.tag in channel.consumers  # type: ignore[attr-defined]
+
+
+def _without_repeats(messages: Sequence[Outgoing]) -> list[list[Outgoing]]:
+    """Batches in which no message id comes twice: aiormq matches returned messages by their id."""
+    batches: list[list[Outgoing]] = [[]]
+    seen: set[str | None] = set()
+    for message in messages:
+        ident = message.properties.message_id
+        if ident is not None and ident in seen:
+            batches.append([])
+            seen.clear()
+        seen.add(ident)
+        batches[-1].append(message)
+    return batches
+
+
+async def _publish(channel: AbstractChannel, message: Outgoing) -> str | None:
+    try:
+        await channel.basic_publish(
+            message.body,
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+            properties=_to_amqp(message.properties),
+            mandatory=message.mandatory,
+            timeout=PUBLISH_TIMEOUT_S,
+        )
+    except amqp.PublishError:
+        return f'unroutable: no queue takes "{message.routing_key}"'
+    except amqp.DeliveryError as error:
+        return f"the broker refused it: {error}"
+    except amqp.ChannelClosed as error:
+        return _reason(error)
+    except (*_LOST, amqp.AMQPError) as error:
+        raise TransportError(f"the broker has not confirmed: {_reason(error)}") from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise TransportError("the connection to the broker was lost") from None
+    return None
+
+
+def _to_amqp(properties: Properties) -> Basic.Properties:
+    return Basic.Properties(
+        message_id=properties.message_id,
+        message_type=properties.type,
+        app_id=properties.app_id,
+        content_type=properties.content_type,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        timestamp=properties.timestamp,
+        headers=dict(properties.headers),
+        delivery_mode=2,
+    )
+
+
+def _delivery(queue: str, channel: AbstractChannel, message: DeliveredMessage) -> Delivery:
+    properties, frame = message.header.properties, message.delivery
+    assert isinstance(frame, Basic.Deliver)
+    return Delivery(
+        queue=queue,
+        exchange=frame.exchange or "",
+        routing_key=frame.routing_key or "",
+        body=message.body,
+        properties=Properties(
+            message_id=properties.message_id or None,
+            type=properties.message_type or None,
+            app_id=properties.app_id or None,
+            content_type=properties.content_type or None,
+            correlation_id=properties.correlation_id or None,
+            reply_to=properties.reply_to or None,
+            timestamp=_utc(properties.timestamp),
+            headers=dict(properties.headers or {}),
+        ),
+        redelivered=bool(frame.redelivered),
+        receipt=(channel, frame.delivery_tag),
+    )
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    if moment is None or moment.tzinfo is not None:
+        return moment
+    return moment.replace(tzinfo=UTC)
+
+
+async def _close(channel: AbstractChannel) -> None:
+    try:
+        await channel.close()
+    except (*_LOST, amqp.AMQPError) as error:
+        _log.debug("closing a channel: %s", error)
+
+
+def _reason(error: BaseException) -> str:
+    """What the broker said, without the library's frame around it."""
+    text = str(error.args[0]) if error.args and isinstance(error.args[0], str) else str(error)
+    return text or type(error).__name__
+
+
+def _drift(error: BaseException) -> TopologyError:
+    text = _reason(error)
+    match = _INEQUIVALENT.search(text)
+    if match is None:
+        return TopologyError(f"the broker's objects differ from the plan: {text}")
+    live, plan = (match[side].replace("the value ", "").replace("'", '"') for side in ("live", "plan"))
+    return TopologyError(
+        f'{match["what"]} "{match["name"]}" stands with {match["arg"]} {live}, the plan says {plan}',
+        hint="drain and delete it, or name another project",
+    )
+
+
+def _connect_fault(url: URL, error: BaseException) -> TransportError:
+    where = f"{url.host}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}"
+    text = _reason(error)
+    if isinstance(error, amqp.AuthenticationError | amqp.ProbableAuthenticationError):
+        return TransportError(f'the broker at {where} refused user "{url.user or "guest"}": wrong name or password')
+    if isinstance(error, amqp.ConnectionNotAllowed) or "vhost" in text:
+        vhost = unquote(url.path[1:]) or "/"
+        return TransportError(
+            f'the broker at {where} has no vhost "{vhost}", or does not let user "{url.user}" use it',
+            hint="the vhost / is written %2F, or left out",
+        )
+    if isinstance(error, amqp.IncompatibleProtocolError):
+        return TransportError(f"what answers at {where} does not speak AMQP 0-9-1")
+    if isinstance(error, TimeoutError):
+        text = f"no answer within {CONNECT_TIMEOUT_S:g} s"
+    return TransportError(
+        f"no broker can be reached at {where}: {text.lower()}",
+        hint="is RabbitMQ running? To run without one: --broker embedded:",
+    )

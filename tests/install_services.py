@@ -1,0 +1,30 @@
+"""Before the tests: install RabbitMQ and PostgreSQL where we may, else say what is missing. Always exits with 0.
+
+The tests themselves decide whether a missing server is a skip or a failure.
+"""
+
+from __future__ import annotations
+
+from services import APT_PACKAGES, ServiceError, install_if_root_on_debian, missing_services
+
+
+def main() -> None:
+    missing = missing_services()
+    if not missing:
+        return
+    try:
+        if install_if_root_on_debian(missing):
+            missing = missing_services()
+    except ServiceError as error:
+        print(f"flowrun tests: {error}")
+    if missing:
+        packages = " ".join(APT_PACKAGES[service] for service in missing)
+        print(
+            f"flowrun tests: {' and '.join(missing)} not found; install it (on Debian, apt-get install {packages}) "
+            "or name a server in FLOWRUN_TEST_RABBITMQ, FLOWRUN_TEST_POSTGRES; "
+            "without it its tests are skipped, or fail under CI=true."
+        )
+
+
+if __name__ == "__main__":
+    main()

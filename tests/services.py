@@ -1,0 +1,485 @@
+"""RabbitMQ and PostgreSQL of the tests' own: found on this machine, started on free loopback ports, never shared.
+
+Only the standard library, since `install_services.py` runs this file's finders before anything else. All calls
+block; an async test says `await asyncio.to_thread(rabbit_server.restart)`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+READY_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 30.0
+CTL_TIMEOUT_S = 60.0
+VHOSTS_A_BATCH = 20
+APT_PACKAGES = {"RabbitMQ": "rabbitmq-server", "PostgreSQL": "postgresql"}
+
+
+class ServiceError(Exception):
+    """A server or one of its tools failed; the message ends with what it printed."""
+
+
+# --- finding ---------------------------------------------------------------------------------------------------
+
+
+def find_rabbitmq() -> Path | None:
+    """The folder with `rabbitmq-server` and `rabbitmqctl`, or None.
+
+    The release's own folder comes first: Debian's /usr/sbin/rabbitmq-server switches to the user rabbitmq.
+    """
+    on_path = shutil.which("rabbitmq-server")
+    folders = [
+        *_newest_first(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin")),
+        *([Path(on_path).resolve().parent] if on_path else []),
+        Path("/opt/homebrew/sbin"),
+        Path("/usr/local/sbin"),
+    ]
+    return _first_with(folders, "rabbitmq-server", "rabbitmqctl") if shutil.which("erl") else None
+
+
+def find_postgres() -> Path | None:
+    """The folder with `initdb`, `postgres` and the client programs, or None."""
+    on_path = shutil.which("postgres")
+    folders = [
+        *_pg_config_bindir(),
+        *_newest_first(Path("/usr/lib/postgresql").glob("*/bin")),
+        *([Path(on_path).resolve().parent] if on_path else []),
+    ]
+    return _first_with(folders, "initdb", "postgres", "createdb", "pg_isready")
+
+
+def _first_with(folders: list[Path], *programs: str) -> Path | None:
+    return next((f for f in folders if all(os.access(f / program, os.X_OK) for program in programs)), None)
+
+
+def _newest_first(folders: Iterator[Path]) -> list[Path]:
+    return sorted(folders, key=lambda folder: [int(n) for n in re.findall(r"\d+", str(folder))], reverse=True)
+
+
+def _pg_config_bindir() -> Iterator[Path]:
+    with suppress(OSError):
+        found = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            yield Path(found.stdout.strip())
+
+
+# --- installing ------------------------------------------------------------------------------------------------
+
+
+def missing_services() -> list[str]:
+    """Those of "RabbitMQ" and "PostgreSQL" that neither the environment names nor this machine has."""
+    rabbitmq = os.environ.get("FLOWRUN_TEST_RABBITMQ") or find_rabbitmq()
+    postgres = os.environ.get("FLOWRUN_TEST_POSTGRES") or find_postgres()
+    return [name for name, there in (("RabbitMQ", rabbitmq), ("PostgreSQL", postgres)) if not there]
+
+
+def install_if_root_on_debian(services: list[str]) -> bool:
+    """Install the packages of `services` if we may. False, with nothing done, unless root on Debian or a kin of it.
+
+    Raises ServiceError if apt-get fails.
+    """
+    if os.geteuid() != 0 or shutil.which("apt-get") is None or not Path("/etc/debian_version").exists():
+        return False
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    packages = [APT_PACKAGES[service] for service in services]
+    with _packages_start_no_daemons():
+        _run(["apt-get", "update", "-q"], environment)
+        _run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages], environment)
+    return True
+
+
+@contextmanager
+def _packages_start_no_daemons() -> Iterator[None]:
+    """Debian's own switch for this, policy-rc.d; one that is there already stays as it is."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        if ours:
+            policy.unlink(missing_ok=True)
+
+
+# --- processes -------------------------------------------------------------------------------------------------
+
+
+class Daemon:
+    """A program in a session of its own, so that Ctrl-C doesn't reach it; it dies when this process does.
+
+    A shell reads from a pipe that we hold and never write to: when we are gone, killed or not, the read ends, and
+    the shell kills the program. Linux's PR_SET_PDEATHSIG would fire when the *thread* that started the program
+    ends, which under `asyncio.to_thread` is long before the process does.
+    """
+
+    def __init__(
+        self,
+        command: list[str | Path],
+        *,
+        environment: dict[str, str],
+        log: Path,
+        user: str | None = None,
+        death_signal: signal.Signals = signal.SIGKILL,
+    ) -> None:
+        identity = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=log.parent,
+                start_new_session=True,
+                **identity,  # type: ignore[arg-type]  # three keywords of three types
+            )
+        self._death_signal = death_signal
+        self._watchdog = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r _; kill -s "$1" "$2"', "sh", death_signal.name[3:], str(self.pid)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self, stop_signal: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to end, and kill it if it hasn't after 30 s."""
+        if self.running:
+            self._process.send_signal(stop_signal)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._watchdog.kill()
+        self._watchdog.communicate()
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.stop(self._death_signal)
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on.
+
+    From below the range that kernels give to clients: else a client that keeps trying to reach a stopped server
+    may be given the server's own port, and keep it from coming back.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _wait_until(ready: Callable[[], bool], daemon: Daemon, what: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while not ready():
+        if not daemon.running or time.monotonic() > deadline:
+            state = "is not ready after 90 s" if daemon.running else "ended"
+            daemon.kill()
+            raise ServiceError(f"{what} {state}; its log ends:\n{log.read_text(errors='replace')[-3000:]}")
+        time.sleep(0.05)
+
+
+def _run(command: list[str], environment: dict[str, str], user: str | None = None) -> str:
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=None if command[0] == "apt-get" else CTL_TIMEOUT_S,
+        check=False,
+        cwd="/",
+        user=user,
+        group=user,
+    )
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip())[-2000:]
+        raise ServiceError(f"`{' '.join(command)}` failed with {done.returncode}: {said}")
+    return done.stdout
+
+
+def _clean_environment(**more: str) -> dict[str, str]:
+    """PATH and nothing else from ours: RABBITMQ_*, ERL_* and PG* variables of a developer would redirect us."""
+    return {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **more}
+
+
+# --- RabbitMQ --------------------------------------------------------------------------------------------------
+
+_RABBITMQ_CONF = """
+vm_memory_high_watermark.absolute = 2GB
+disk_free_limit.absolute = 1MB
+log.console = false
+"""
+
+
+class RabbitServer:
+    """One RabbitMQ node, with an epmd of its own; `start` it, `close` it when done.
+
+    Keeps its ports and its data over `stop`, `kill` and `restart`.
+    """
+
+    def __init__(self, sbin: Path) -> None:
+        self._sbin = sbin
+        self._folder = Path(tempfile.mkdtemp(prefix="flowrun-rabbitmq-"))
+        self._port, self._epmd_port, dist_port = free_port(), free_port(), free_port()
+        self.node = f"flowrun-{self._port}@localhost"
+        self._environment = self._prepare(dist_port)
+        self._log = self._folder / "output"
+        self._epmd: Daemon | None = None
+        self._daemon: Daemon | None = None
+        self._vhosts: list[str] = []
+        self._vhosts_made = 0
+
+    @property
+    def url(self) -> str:
+        """The node's default vhost; a test should rather take a `new_vhost`."""
+        return f"amqp://guest:guest@127.0.0.1:{self._port}/"
+
+    @property
+    def pid(self) -> int | None:
+        return self._daemon.pid if self._daemon is not None and self._daemon.running else None
+
+    def start(self) -> None:
+        """Return once the node answers AMQP, whatever state a test left it in."""
+        if self.pid is not None:
+            if not self._answers():
+                self.start_app()
+            return
+        self._start_epmd()
+        # With input allowed the script becomes the node, instead of a parent that a kill would orphan it from.
+        command: list[str | Path] = [self._sbin / "rabbitmq-server", "-noinput", "+B", "i"]
+        environment = {**self._environment, "RABBITMQ_ALLOW_INPUT": "1"}
+        self._daemon = Daemon(command, environment=environment, log=self._log)
+        _wait_until(self._answers, self._daemon, "RabbitMQ", self._log)
+
+    def stop(self) -> None:
+        """Shut the node down in order."""
+        if self._daemon is not None:
+            self._daemon.stop()
+
+    def kill(self) -> None:
+        """SIGKILL the node; `restart` brings it back with what was on its disk."""
+        if self._daemon is not None:
+            self._daemon.kill()
+
+    def restart(self) -> None:
+        """Stop the node in order, unless it is down, and return once it answers again."""
+        self.stop()
+        self.start()
+
+    def stop_app(self) -> None:
+        """Close every connection and the port; the Erlang node stays, and `start_app` is quick."""
+        self.ctl("stop_app")
+
+    def start_app(self) -> None:
+        """Undo `stop_app`; returns once the node answers."""
+        self.ctl("start_app")
+
+    def ctl(self, *args: str) -> str:
+        """What `rabbitmqctl` prints for `args`, without headings. Starts an Erlang VM: takes a second or more."""
+        return _run([str(self._sbin / "rabbitmqctl"), "-q", "-n", self.node, *args], self._environment)
+
+    def new_vhost(self) -> str:
+        """The URL of an empty vhost that nobody else gets.
+
+        Made twenty at a time, because it's the call of rabbitmqctl that costs; never deleted, for the same reason.
+        """
+        if not self._vhosts:
+            self._vhosts = self._make_vhosts()
+        return self.url + self._vhosts.pop(0)
+
+    def close(self) -> None:
+        """End everything and remove the data."""
+        self.kill()
+        if self._epmd is not None:
+            self._epmd.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _make_vhosts(self) -> list[str]:
+        first = self._vhosts_made
+        self._vhosts_made += VHOSTS_A_BATCH
+        names = [f"test-{number}" for number in range(first, self._vhosts_made)]
+        everything = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+        definitions = self._folder / "vhosts.json"
+        definitions.write_text(
+            json.dumps(
+                {
+                    "vhosts": [{"name": name} for name in names],
+                    "permissions": [{"vhost": name, **everything} for name in names],
+                }
+            )
+        )
+        self.ctl("import_definitions", str(definitions))
+        return names
+
+    def _answers(self) -> bool:
+        """Whether a connection's opening line gets a method frame (type 1), Connection.Start, for an answer."""
+        with (
+            suppress(OSError),
+            socket.create_connection(("127.0.0.1", self._port), timeout=5) as connection,
+        ):
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            return connection.recv(1) == b"\x01"
+        return False
+
+    def _start_epmd(self) -> None:
+        """Erlang would start a name daemon by itself, but one that stays for ever."""
+        program = shutil.which("epmd")
+        if program is None or (self._epmd is not None and self._epmd.running):
+            return
+        command: list[str | Path] = [program, "-address", "127.0.0.1", "-port", str(self._epmd_port)]
+        self._epmd = Daemon(command, environment=_clean_environment(), log=self._log)
+
+    def _prepare(self, dist_port: int) -> dict[str, str]:
+        """Write the node's files and return the environment of server and rabbitmqctl.
+
+        Every file that RabbitMQ would look for in /etc or a home is named here, so that none is read from there.
+        """
+        folder = self._folder
+        files = {
+            "rabbitmq.conf": _RABBITMQ_CONF,
+            "advanced.config": "[].\n",
+            "enabled_plugins": "[].\n",
+            "env.conf": "",
+            ".erlang.cookie": f"{random.getrandbits(128):x}",
+        }
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        (folder / ".erlang.cookie").chmod(0o400)
+        loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
+        return _clean_environment(
+            HOME=str(folder),
+            ERL_EPMD_ADDRESS="127.0.0.1",
+            ERL_EPMD_PORT=str(self._epmd_port),
+            RABBITMQ_NODENAME=self.node,
+            RABBITMQ_NODE_IP_ADDRESS="127.0.0.1",
+            RABBITMQ_NODE_PORT=str(self._port),
+            RABBITMQ_DIST_PORT=str(dist_port),
+            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=loopback,
+            RABBITMQ_CTL_ERL_ARGS=loopback,
+            RABBITMQ_MNESIA_BASE=str(folder / "data"),
+            RABBITMQ_LOG_BASE=str(folder / "log"),
+            RABBITMQ_PID_FILE=str(folder / "pid"),
+            RABBITMQ_GENERATED_CONFIG_DIR=str(folder / "generated"),
+            RABBITMQ_CONFIG_FILE=str(folder / "rabbitmq.conf"),
+            RABBITMQ_ADVANCED_CONFIG_FILE=str(folder / "advanced.config"),
+            RABBITMQ_ENABLED_PLUGINS_FILE=str(folder / "enabled_plugins"),
+            RABBITMQ_CONF_ENV_FILE=str(folder / "env.conf"),
+        )
+
+
+# --- PostgreSQL ------------------------------------------------------------------------------------------------
+
+
+class PostgresServer:
+    """One PostgreSQL server with fsync on, as in production; `start` it, `close` it when done.
+
+    Keeps its port and its data over `stop`, `kill` and `restart`. Runs as the user postgres if we are root, whom
+    PostgreSQL refuses.
+    """
+
+    def __init__(self, programs: Path) -> None:
+        self._programs = programs
+        self._user = "postgres" if os.geteuid() == 0 else None
+        self._folder = Path(tempfile.mkdtemp(prefix="flowrun-postgres-"))
+        self._log = self._folder / "output"
+        self._port = free_port()
+        self._daemon: Daemon | None = None
+        self._databases_made = 0
+        if self._user is not None:
+            shutil.chown(self._folder, self._user, self._user)
+
+    @property
+    def url(self) -> str:
+        """The maintenance database; a test should rather take a `new_database`."""
+        return self._url("postgres")
+
+    @property
+    def pid(self) -> int | None:
+        return self._daemon.pid if self._daemon is not None and self._daemon.running else None
+
+    def start(self) -> None:
+        """Return once the server takes connections."""
+        if self.pid is not None:
+            return
+        data = self._folder / "data"
+        if not data.exists():
+            initdb = [str(self._programs / "initdb"), "-D", str(data), "-A", "trust", "-U", "postgres"]
+            _run([*initdb, "-E", "UTF8", "--no-locale", "--no-sync"], _clean_environment(), self._user)
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self._port),
+            "unix_socket_directories": "",
+            "max_connections": "200",
+        }
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        self._daemon = Daemon(
+            [self._programs / "postgres", "-D", data, *options],
+            environment=_clean_environment(),
+            log=self._log,
+            user=self._user,
+            # "Immediate shutdown" loses nothing that a crash keeps, and leaves no shared memory behind.
+            death_signal=signal.SIGQUIT,
+        )
+        _wait_until(self._answers, self._daemon, "PostgreSQL", self._log)
+
+    def stop(self) -> None:
+        """Shut down in order, cutting connections ("fast shutdown")."""
+        if self._daemon is not None:
+            self._daemon.stop(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it without a checkpoint; `restart` then recovers from the write-ahead log."""
+        if self._daemon is not None:
+            self._daemon.kill()
+
+    def restart(self) -> None:
+        """Stop the server in order, unless it is down, and return once it takes connections again."""
+        self.stop()
+        self.start()
+
+    def new_database(self) -> str:
+        """The URL of an empty database that nobody else gets."""
+        self._databases_made += 1
+        name = f"test_{self._databases_made}"
+        _run([str(self._programs / "createdb"), *self._client_options(), name], _clean_environment())
+        return self._url(name)
+
+    def close(self) -> None:
+        """End everything and remove the data."""
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        command = [self._programs / "pg_isready", "-q", *self._client_options()]
+        return subprocess.run(command, env=_clean_environment(), check=False).returncode == 0
+
+    def _client_options(self) -> list[str]:
+        return ["-h", "127.0.0.1", "-p", str(self._port), "-U", "postgres"]
+
+    def _url(self, database: str) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self._port}/{database}"
