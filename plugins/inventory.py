@@ -51,9 +51,7 @@ def reserve(ctx: Context, *, sku: str, quantity: int) -> Reservation:
         if row is None:
             raise TerminalError("unknown_sku", f"{sku} is not in our range", sku=sku)
         if row[0] < quantity:
-            raise TerminalError(
-                "insufficient_stock", f"{row[0]} of {sku} are free, {quantity} are wanted", sku=sku
-            )
+            raise TerminalError("insufficient_stock", f"{row[0]} of {sku} are free, {quantity} are wanted", sku=sku)
         db.execute("UPDATE stock SET reserved = reserved + ? WHERE sku = ?", (quantity, sku))
         added = db.execute("INSERT INTO reservations (sku, quantity) VALUES (?, ?)", (sku, quantity))
         assert added.lastrowid is not None
@@ -106,12 +104,8 @@ def find(db: sqlite3.Connection, reservation_id: int) -> Reservation | None:
     return None if row is None else Reservation(*row)
 
 
-def set_state(
-    db: sqlite3.Connection, reservation: Reservation, state: Literal["deducted", "released"]
-) -> Reservation:
-    db.execute(
-        "UPDATE reservations SET state = ? WHERE reservation_id = ?", (state, reservation.reservation_id)
-    )
+def set_state(db: sqlite3.Connection, reservation: Reservation, state: Literal["deducted", "released"]) -> Reservation:
+    db.execute("UPDATE reservations SET state = ? WHERE reservation_id = ?", (state, reservation.reservation_id))
     return msgspec.structs.replace(reservation, state=state)
 
 
@@ -151,16 +145,12 @@ def transaction() -> Iterator[sqlite3.Connection]:
         db.close()
 
 
-def once(
-    ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]
-) -> Result:
+def once(ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]) -> Result:
     """Do `effect`, or give what it gave before: the effect and the note that it was done are one transaction,
     so that a step which is tried again, even after a crash, finds its note and does nothing twice."""
     with transaction() as db:
         db.execute("INSERT INTO calls (idempotency_key, action) VALUES (?, ?)", (ctx.idempotency_key, action))
-        done = db.execute(
-            "SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)
-        ).fetchone()
+        done = db.execute("SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)).fetchone()
         if done is not None:
             return msgspec.json.decode(done[0], type=kind)
         result = effect(db)

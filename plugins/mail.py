@@ -40,9 +40,7 @@ def notify_merchant(ctx: Context, *, subject: str, text: str) -> Mail:
 
 
 def send(db: sqlite3.Connection, recipient: str, subject: str, text: str) -> Mail:
-    added = db.execute(
-        "INSERT INTO mails (recipient, subject, text) VALUES (?, ?, ?)", (recipient, subject, text)
-    )
+    added = db.execute("INSERT INTO mails (recipient, subject, text) VALUES (?, ?, ?)", (recipient, subject, text))
     assert added.lastrowid is not None
     return Mail(added.lastrowid, recipient)
 
@@ -83,16 +81,12 @@ def transaction() -> Iterator[sqlite3.Connection]:
         db.close()
 
 
-def once(
-    ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]
-) -> Result:
+def once(ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]) -> Result:
     """Do `effect`, or give what it gave before: the effect and the note that it was done are one transaction,
     so that a step which is tried again, even after a crash, finds its note and does nothing twice."""
     with transaction() as db:
         db.execute("INSERT INTO calls (idempotency_key, action) VALUES (?, ?)", (ctx.idempotency_key, action))
-        done = db.execute(
-            "SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)
-        ).fetchone()
+        done = db.execute("SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)).fetchone()
         if done is not None:
             return msgspec.json.decode(done[0], type=kind)
         result = effect(db)

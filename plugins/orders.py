@@ -70,9 +70,7 @@ def confirm(ctx: Context, *, order_id: str) -> Order:
     def set_confirmed(db: sqlite3.Connection) -> Order:
         order = get(db, order_id)
         if order.status != "placed":
-            raise TerminalError(
-                "order_not_placed", f"order {order_id} is {order.status}", status=order.status
-            )
+            raise TerminalError("order_not_placed", f"order {order_id} is {order.status}", status=order.status)
         db.execute("UPDATE orders SET status = 'confirmed' WHERE order_id = ?", (order_id,))
         return get(db, order_id)
 
@@ -150,16 +148,12 @@ def transaction() -> Iterator[sqlite3.Connection]:
         db.close()
 
 
-def once(
-    ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]
-) -> Result:
+def once(ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]) -> Result:
     """Do `effect`, or give what it gave before: the effect and the note that it was done are one transaction,
     so that a step which is tried again, even after a crash, finds its note and does nothing twice."""
     with transaction() as db:
         db.execute("INSERT INTO calls (idempotency_key, action) VALUES (?, ?)", (ctx.idempotency_key, action))
-        done = db.execute(
-            "SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)
-        ).fetchone()
+        done = db.execute("SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)).fetchone()
         if done is not None:
             return msgspec.json.decode(done[0], type=kind)
         result = effect(db)

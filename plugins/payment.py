@@ -73,9 +73,7 @@ def charge(ctx: Context, *, payment_id: int) -> Payment:
             "SELECT balance, outages FROM accounts WHERE customer = ?", (payment.customer,)
         ).fetchone()
         if payment.failed_tries < outages:
-            db.execute(
-                "UPDATE payments SET failed_tries = failed_tries + 1 WHERE payment_id = ?", (payment_id,)
-            )
+            db.execute("UPDATE payments SET failed_tries = failed_tries + 1 WHERE payment_id = ?", (payment_id,))
             raise RetryableError("bank_unavailable", f"the bank of {payment.customer} does not answer")
         if balance < payment.amount:
             raise TerminalError("insufficient_funds", f"{payment.customer} cannot pay {payment.amount} cents")
@@ -172,16 +170,12 @@ def transaction() -> Iterator[sqlite3.Connection]:
         db.close()
 
 
-def once(
-    ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]
-) -> Result:
+def once(ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]) -> Result:
     """Do `effect`, or give what it gave before: the effect and the note that it was done are one transaction,
     so that a step which is tried again, even after a crash, finds its note and does nothing twice."""
     with transaction() as db:
         db.execute("INSERT INTO calls (idempotency_key, action) VALUES (?, ?)", (ctx.idempotency_key, action))
-        done = db.execute(
-            "SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)
-        ).fetchone()
+        done = db.execute("SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)).fetchone()
         if done is not None:
             return msgspec.json.decode(done[0], type=kind)
         result = effect(db)

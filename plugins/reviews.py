@@ -45,9 +45,7 @@ def record(ctx: Context, *, order_id: str, stars: int, text: str) -> Review:
     """Keep a review."""
 
     def add(db: sqlite3.Connection) -> Review:
-        added = db.execute(
-            "INSERT INTO reviews (order_id, stars, text) VALUES (?, ?, ?)", (order_id, stars, text)
-        )
+        added = db.execute("INSERT INTO reviews (order_id, stars, text) VALUES (?, ?, ?)", (order_id, stars, text))
         assert added.lastrowid is not None
         return get(db, added.lastrowid)
 
@@ -59,9 +57,7 @@ def withdraw(ctx: Context, *, review_id: int) -> Withdrawal:
     """Take a review back. Nothing there is a success."""
 
     def hide(db: sqlite3.Connection) -> Withdrawal:
-        changed = db.execute(
-            "UPDATE reviews SET withdrawn = 1 WHERE review_id = ? AND NOT withdrawn", (review_id,)
-        )
+        changed = db.execute("UPDATE reviews SET withdrawn = 1 WHERE review_id = ? AND NOT withdrawn", (review_id,))
         return Withdrawal(review_id, withdrawn=changed.rowcount == 1)
 
     return once(ctx, "review.withdraw", Withdrawal, hide)
@@ -137,16 +133,12 @@ def transaction() -> Iterator[sqlite3.Connection]:
         db.close()
 
 
-def once(
-    ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]
-) -> Result:
+def once(ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]) -> Result:
     """Do `effect`, or give what it gave before: the effect and the note that it was done are one transaction,
     so that a step which is tried again, even after a crash, finds its note and does nothing twice."""
     with transaction() as db:
         db.execute("INSERT INTO calls (idempotency_key, action) VALUES (?, ?)", (ctx.idempotency_key, action))
-        done = db.execute(
-            "SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)
-        ).fetchone()
+        done = db.execute("SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)).fetchone()
         if done is not None:
             return msgspec.json.decode(done[0], type=kind)
         result = effect(db)

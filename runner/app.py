@@ -128,17 +128,13 @@ class App:
             watch=watch,
         )
 
-    def _older_plans(
-        self, kept: Mapping[str, Mapping[str, str]], plan: Plan, registry: Registry
-    ) -> dict[str, Plan]:
+    def _older_plans(self, kept: Mapping[str, Mapping[str, str]], plan: Plan, registry: Registry) -> dict[str, Plan]:
         """The plans that unfinished runs began with and that the files no longer say."""
         older = {}
         for plan_hash, sources in kept.items():
             if plan_hash in plan.sources:
                 continue
-            compilation = compile_project(
-                Sources(None, sources), project=plan.project, signatures=registry.signatures
-            )
+            compilation = compile_project(Sources(None, sources), project=plan.project, signatures=registry.signatures)
             if compilation.plan is not None:
                 older[plan_hash] = compilation.plan
         return older

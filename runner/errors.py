@@ -1,18 +1,18 @@
 """Every exception of flowrun.
 
-    FlowrunError                  what a command reports in one line, with an exit code
-    ├── SettingsError             flowrun.yaml, a flag or a variable is wrong            (exit 2)
-    ├── NotFoundError             there is no such run, event, handler …                 (exit 1)
-    ├── StoreError                the store cannot be reached or used                    (exit 69)
-    └── TransportError            the broker cannot be reached or refuses                (exit 69)
-        └── TopologyError         a queue or exchange stands with other arguments        (exit 1)
+FlowrunError                  what a command reports in one line, with an exit code
+├── SettingsError             flowrun.yaml, a flag or a variable is wrong            (exit 2)
+├── NotFoundError             there is no such run, event, handler …                 (exit 1)
+├── StoreError                the store cannot be reached or used                    (exit 69)
+└── TransportError            the broker cannot be reached or refuses                (exit 69)
+    └── TopologyError         a queue or exchange stands with other arguments        (exit 1)
 
-    HandlerError                  what a handler plugin may raise
-    ├── TerminalError             trying again cannot help
-    └── RetryableError            trying again may help
+HandlerError                  what a handler plugin may raise
+├── TerminalError             trying again cannot help
+└── RetryableError            trying again may help
 
-    ExpressionError               an expression could not be evaluated
-    EnvelopeError                 a message that is no event: it becomes a dead letter
+ExpressionError               an expression could not be evaluated
+EnvelopeError                 a message that is no event: it becomes a dead letter
 """
 
 from __future__ import annotations
@@ -86,9 +86,7 @@ class RetryableError(HandlerError):
 
     retryable = True
 
-    def __init__(
-        self, type: str, message: str = "", retry_after_s: float | None = None, **details: Any
-    ) -> None:
+    def __init__(self, type: str, message: str = "", retry_after_s: float | None = None, **details: Any) -> None:
         super().__init__(type, message, **details)
         self.retry_after_s = retry_after_s
 

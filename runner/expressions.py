@@ -143,9 +143,7 @@ def compile_value(value: object) -> Evaluate:
             return parse_template(value).evaluate
         case dict():
             fields = [(str(key), compile_value(item)) for key, item in value.items()]
-            return lambda scope: {
-                key: result for key, item in fields if (result := item(scope)) is not OMIT
-            }
+            return lambda scope: {key: result for key, item in fields if (result := item(scope)) is not OMIT}
         case list():
             items = [compile_value(item) for item in value]
             return lambda scope: [result for item in items if (result := item(scope)) is not OMIT]
@@ -647,13 +645,38 @@ _OWN_FILTERS: dict[str, Callable[..., Any]] = {
     "date": _date,
     "tojson": lambda value: msgspec.json.encode(value).decode(),
 }
-_JINJA_FILTERS = (
-    "abs capitalize default first float int last length list lower map max min reject rejectattr replace round "
-    "select selectattr sort sum title trim truncate unique upper urlencode"
-).split()
+_JINJA_FILTERS = [
+    "abs",
+    "capitalize",
+    "default",
+    "first",
+    "float",
+    "int",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "replace",
+    "round",
+    "select",
+    "selectattr",
+    "sort",
+    "sum",
+    "title",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+]
 _FILTERS: dict[str, Callable[..., Any]] = {**{name: FILTERS[name] for name in _JINJA_FILTERS}, **_OWN_FILTERS}
 _TESTS: dict[str, Callable[..., Any]] = {
-    **{name: TESTS[name] for name in "defined undefined none boolean number string mapping in".split()},
+    **{name: TESTS[name] for name in ["defined", "undefined", "none", "boolean", "number", "string", "mapping", "in"]},
     "sequence": lambda value: isinstance(value, list | str),
     "startswith": lambda value, prefix: str(value).startswith(prefix),
     "endswith": lambda value, suffix: str(value).endswith(suffix),

@@ -125,9 +125,7 @@ def read_message(delivery: Delivery, event_type: str, received_at: datetime) -> 
             causation_id=attributes.get("causationid"),
         ),
         data=data,
-        trace={
-            key: str(properties.headers[key]) for key in ("traceparent", "tracestate") if key in properties.headers
-        },
+        trace={key: str(properties.headers[key]) for key in ("traceparent", "tracestate") if key in properties.headers},
         has_own_id=own_id is not None,
     )
 
@@ -184,9 +182,7 @@ def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
     for key, value in headers.items():
         for prefix in _PREFIXES:
             if key.startswith(prefix):
-                found[key[len(prefix) :].lower()] = (
-                    rfc3339(value) if isinstance(value, datetime) else str(value)
-                )
+                found[key[len(prefix) :].lower()] = rfc3339(value) if isinstance(value, datetime) else str(value)
     return found
 
 

@@ -30,9 +30,7 @@ class RunState(StrEnum):
         return self in _FINAL
 
 
-_FINAL = frozenset(
-    {RunState.COMPLETED, RunState.FAILED, RunState.COMPENSATED, RunState.COMPENSATION_FAILED}
-)
+_FINAL = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.COMPENSATED, RunState.COMPENSATION_FAILED})
 
 
 class StepState(StrEnum):

@@ -12,7 +12,7 @@ import keyword
 import sys
 import threading
 import typing
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -59,6 +59,14 @@ def discover(root: Path | None) -> Registry:
     return Registry(found.handlers, found.signatures, tuple(found.diagnostics))
 
 
+def bind(functions: Iterable[Callable[..., Any]]) -> Registry:
+    """A registry of just these marked functions: for tests."""
+    found = _Found()
+    for function in functions:
+        _add(function, getattr(function, "__module__", "?"), found)
+    return Registry(found.handlers, found.signatures, tuple(found.diagnostics))
+
+
 def _load_entry(entry: Any, found: _Found) -> None:
     try:
         module = entry.load()
@@ -101,24 +109,27 @@ def _own_line(error: BaseException, path: Path) -> int:
 
 def _collect(module: ModuleType, where: str, found: _Found) -> None:
     for function in list(vars(module).values()):
-        mark = getattr(function, MARK, None)
-        if not isinstance(mark, HandlerMark) or getattr(function, "__module__", None) != module.__name__:
-            continue
-        line = inspect.unwrap(function).__code__.co_firstlineno
-        place = _span(where, line)
-        if mark.name in found.places:
-            first = Related("the first one is here", found.places[mark.name])
-            text = f'handler "{mark.name}" is defined twice'
-            found.diagnostics.append(Diagnostic(code="FR221", summary=text, span=place, related=(first,)))
-            continue
-        try:
-            bound = _bind(function, mark, f"{where}:{line}")
-        except (TypeError, NameError) as error:
-            text = f'handler "{mark.name}" cannot be called by flows: {error}'
-            found.diagnostics.append(Diagnostic(code="FR222", summary=text, span=place))
-            continue
-        found.places[mark.name] = place
-        found.handlers[mark.name], found.signatures[mark.name] = bound
+        if isinstance(getattr(function, MARK, None), HandlerMark) and function.__module__ == module.__name__:
+            _add(function, where, found)
+
+
+def _add(function: Callable[..., Any], where: str, found: _Found) -> None:
+    mark: HandlerMark = getattr(function, MARK)
+    line = inspect.unwrap(function).__code__.co_firstlineno
+    place = _span(where, line)
+    if mark.name in found.places:
+        first = Related("the first one is here", found.places[mark.name])
+        text = f'handler "{mark.name}" is defined twice'
+        found.diagnostics.append(Diagnostic(code="FR221", summary=text, span=place, related=(first,)))
+        return
+    try:
+        handler, signature = _bind(function, mark, f"{where}:{line}")
+    except (TypeError, NameError) as error:
+        text = f'handler "{mark.name}" cannot be called by flows: {error}'
+        found.diagnostics.append(Diagnostic(code="FR222", summary=text, span=place))
+        return
+    found.places[mark.name] = place
+    found.handlers[mark.name], found.signatures[mark.name] = handler, signature
 
 
 def _span(filename: str, line: int) -> Span:
@@ -130,7 +141,10 @@ def _bind(function: Callable[..., Any], mark: HandlerMark, location: str) -> tup
     """The function as a `Handler`, and its signature. Raises TypeError if it is not of the right form."""
     hints = typing.get_type_hints(function)
     inputs = list(inspect.signature(function).parameters.values())
-    if not inputs or inputs[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+    if not inputs or inputs[0].kind not in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
         raise TypeError("its first parameter must be the Context")
     named = [p for p in inputs[1:] if p.kind is inspect.Parameter.KEYWORD_ONLY]
     rest = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inputs)
@@ -138,9 +152,7 @@ def _bind(function: Callable[..., Any], mark: HandlerMark, location: str) -> tup
         raise TypeError("its parameters after the Context must be keyword-only: (ctx, *, …)")
     types = {_public(p.name): hints.get(p.name, Any) for p in named}
     returns = hints.get("return", Any)
-    schemas, definitions = msgspec.json.schema_components(
-        [*types.values(), returns], ref_template=_REFERENCE
-    )
+    schemas, definitions = msgspec.json.schema_components([*types.values(), returns], ref_template=_REFERENCE)
     signature = Signature(
         name=mark.name,
         parameters=tuple(
@@ -175,9 +187,7 @@ class _Bound:
         self._rest = rest
         self._is_async = inspect.iscoroutinefunction(function)
         parameters = inspect.signature(function).parameters
-        self._required = [
-            name for name, own in names.items() if parameters[own].default is inspect.Parameter.empty
-        ]
+        self._required = [name for name, own in names.items() if parameters[own].default is inspect.Parameter.empty]
 
     async def __call__(self, context: Context, inputs: Mapping[str, Any]) -> Any:
         arguments = self._arguments(inputs)

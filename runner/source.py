@@ -153,10 +153,7 @@ def _in_block(node: ScalarNode, target: str, column: int, index: int, length: in
 def _span_at(node: ScalarNode, offset: int, length: int) -> Span:
     before = node.raw[:offset]
     line = node.span.start.line + before.count("\n")
-    if "\n" in before:
-        column = offset - before.rindex("\n")
-    else:
-        column = node.span.start.column + offset
+    column = offset - before.rindex("\n") if "\n" in before else node.span.start.column + offset
     start = Position(node.span.start.offset + offset, line, column)
     return Span(node.span.filename, start, Position(start.offset + length, line, column + length))
 

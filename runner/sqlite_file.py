@@ -134,9 +134,7 @@ class SqliteFile:
     def _open(self) -> sqlite3.Connection:
         if self.path != ":memory:":
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(
-            self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False
-        )
+        connection = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -218,7 +216,9 @@ class SqliteFile:
         if "locked" in reason:
             return StoreError(f"the store {self.path} is locked by another program", hint="close what has it open")
         if "not a database" in reason:
-            return StoreError(f"{self.path} is not a SQLite database", hint="name another file with --store sqlite:PATH")
+            return StoreError(
+                f"{self.path} is not a SQLite database", hint="name another file with --store sqlite:PATH"
+            )
         return StoreError(f"the store {self.path} cannot be used: {reason}")
 
     def _finish(self, done: list[_Done]) -> None:

@@ -45,7 +45,7 @@ def command(folder: Path) -> None:
     output.echo("  flowrun validate")
     output.echo("  flowrun start")
     output.echo("and in another terminal, there:")
-    output.echo("  flowrun emit greeting.requested --data '{\"name\": \"Ada\"}'")
+    output.echo('  flowrun emit greeting.requested --data \'{"name": "Ada"}\'')
 
 
 def _template(name: str) -> str:

@@ -94,9 +94,7 @@ def _as_json(plan: Plan) -> dict[str, object]:
         "project": plan.project,
         "exchanges": [{"name": e.name, "type": e.type} for e in plan.topology.exchanges],
         "queues": [{"name": q.name, "arguments": dict(q.arguments)} for q in plan.topology.queues],
-        "bindings": [
-            {"exchange": b.exchange, "queue": b.queue, "pattern": b.pattern} for b in plan.topology.bindings
-        ],
+        "bindings": [{"exchange": b.exchange, "queue": b.queue, "pattern": b.pattern} for b in plan.topology.bindings],
         "programs": [_program_json(program) for program in plan.programs.values()],
     }
 
@@ -121,7 +119,11 @@ def _step_json(step: Step) -> dict[str, object]:
     described: dict[str, object] = {"id": step.id, "action": step.action, "place": str(step.span)}
     match step:
         case Use():
-            described |= {"use": step.handler, "timeout_s": step.timeout_s, "max_attempts": step.retry.max_attempts}
+            described |= {
+                "use": step.handler,
+                "timeout_s": step.timeout_s,
+                "max_attempts": step.retry.max_attempts,
+            }
         case Emit():
             described |= {"emit": step.event}
         case Switch():

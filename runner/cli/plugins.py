@@ -64,14 +64,12 @@ def new_command(name: str, root: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_SKELETON.format(group=group, name=name, function=function if function.isidentifier() else "call"))
     output.echo(f"wrote {path}")
-    output.echo(f'In a flow: - {{use: {name}, with: {{text: hello}}}}')
+    output.echo(f"In a flow: - {{use: {name}, with: {{text: hello}}}}")
 
 
 def text_of(signature: Signature) -> str:
     """`(sku: string, quantity: integer) -> object`."""
-    parameters = [
-        f"{p.name}{'' if p.required else '?'}: {_type_of(p.schema, signature)}" for p in signature.parameters
-    ]
+    parameters = [f"{p.name}{'' if p.required else '?'}: {_type_of(p.schema, signature)}" for p in signature.parameters]
     if signature.accepts_any:
         parameters.append("…")
     return f"({', '.join(parameters)}) -> {_type_of(signature.returns, signature)}"
@@ -95,9 +93,7 @@ def _type_of(schema: object, signature: Signature) -> str:
 def _json(signature: Signature) -> dict[str, object]:
     return {
         "name": signature.name,
-        "parameters": [
-            {"name": p.name, "required": p.required, "schema": p.schema} for p in signature.parameters
-        ],
+        "parameters": [{"name": p.name, "required": p.required, "schema": p.schema} for p in signature.parameters],
         "accepts_any": signature.accepts_any,
         "returns": signature.returns,
         "definitions": signature.definitions,

@@ -14,7 +14,7 @@ import click
 
 from runner import __version__
 from runner.app import App, Project, check_environment, masker
-from runner.cli import options, output, story
+from runner.cli import options, story
 from runner.cli.compiled import compiled
 from runner.engine.run import Run
 from runner.engine.worker import Worker
@@ -37,7 +37,13 @@ _log = logging.getLogger("flowrun")
 @click.option("--grace", default="25s", show_default=True, help="How long to wait for running steps when stopped.")
 @click.option("--quiet", "-q", is_flag=True, help="Log warnings only, not every step.")
 def command(
-    flows: tuple[str, ...], root: Path, broker: str | None, store: str | None, until_idle: bool, grace: str, quiet: bool
+    flows: tuple[str, ...],
+    root: Path,
+    broker: str | None,
+    store: str | None,
+    until_idle: bool,
+    grace: str,
+    quiet: bool,
 ) -> None:
     """Run the project's flows until SIGINT or SIGTERM, then drain.
 
@@ -140,7 +146,13 @@ def _say_ready(settings: Settings, project: Project, programs: tuple[Program, ..
     plan = project.compilation.plan
     assert plan is not None
     brokers = ", ".join(mask_url(url) for url in settings.brokers)
-    _log.info("flowrun %s · project %s · broker %s · store %s", __version__, settings.project, brokers, settings.store)
+    _log.info(
+        "flowrun %s · project %s · broker %s · store %s",
+        __version__,
+        settings.project,
+        brokers,
+        settings.store,
+    )
     served = sum(bool(program.routes) for program in programs)
     _log.info("ready: %d handlers are waiting for events", served)
     external = [event.name for event in plan.events.values() if event.external]

@@ -77,7 +77,9 @@ def _chosen(root: Path, paths: tuple[Path, ...]) -> list[str] | None:
             try:
                 names.append(file.resolve().relative_to(root.resolve()).as_posix())
             except ValueError:
-                raise SettingsError(f"{file} is outside the project {root.resolve()}", hint="name its project with -C") from None
+                raise SettingsError(
+                    f"{file} is outside the project {root.resolve()}", hint="name its project with -C"
+                ) from None
     return names
 
 

@@ -117,9 +117,9 @@ class Executor:
         """Do what the step does; None if its `when` does not hold. `when` is asked once, not again by a retry."""
         is_begun = step.id in run.history.attempts or step.id in run.history.branches
         try:
-            if step.when is not None and not is_begun:
-                if not holds(step.when.evaluate(run.scope(f"{step.id}\0when", **extra))):
-                    return None
+            asked = None if is_begun else step.when
+            if asked is not None and not holds(asked.evaluate(run.scope(f"{step.id}\0when", **extra))):
+                return None
             return await self._act(run, step, extra)
         except ExpressionError as error:
             return _expression_failed(step, error)
@@ -219,9 +219,7 @@ class Executor:
 
     # --- failure
 
-    async def _failed(
-        self, run: Run, step: Step, failure: Failed, started_at: str, extra: Extra
-    ) -> Outcome:
+    async def _failed(self, run: Run, step: Step, failure: Failed, started_at: str, extra: Extra) -> Outcome:
         """A step has failed for good: one of its catches takes the error, or it goes up."""
         for number, catch in enumerate(step.catches):
             if failure.of_run or not (catch.types is None or matches(failure.error.type, catch.types)):
@@ -316,7 +314,14 @@ class Executor:
     # --- small things
 
     def _finished(
-        self, run: Run, step: Step, state: StepState, started_at: str, *, output: Any = None, error: Error | None = None
+        self,
+        run: Run,
+        step: Step,
+        state: StepState,
+        started_at: str,
+        *,
+        output: Any = None,
+        error: Error | None = None,
     ) -> StepFinished:
         return StepFinished(
             step_id=step.id,

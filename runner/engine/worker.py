@@ -303,7 +303,10 @@ class Worker:
         started = stored.started
         plan = self._plan_of(started)
         if plan is None:
-            _log.error("run %s needs the flow files that it began with, and the store has not got them", started.run_id)
+            _log.error(
+                "run %s needs the flow files that it began with, and the store has not got them",
+                started.run_id,
+            )
             return
         run = self._make(plan, plan.programs[started.handler], started)
         run.recall(stored)
@@ -314,4 +317,3 @@ class Worker:
         if program is not None and program.plan_hash == started.plan_hash:
             return self._plan
         return self._older.get(started.plan_hash)
-

@@ -32,9 +32,7 @@ Scalar = str | int | float | bool | None
 
 _RETRYABLE = frozenset({408, 425, 429})
 _JSON_TYPE = re.compile(r"[\w.+-]+/([\w.+-]+\+)?json")
-_TEXT_TYPE = re.compile(
-    r"text/.+|[\w.+-]+/([\w.+-]+[+-])?(xml|yaml|javascript|ndjson|jsonl|x-www-form-urlencoded)"
-)
+_TEXT_TYPE = re.compile(r"text/.+|[\w.+-]+/([\w.+-]+[+-])?(xml|yaml|javascript|ndjson|jsonl|x-www-form-urlencoded)")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 
@@ -88,9 +86,7 @@ async def request(
             f"{_name(response.request)} answered with more than {MAX_BODY_BYTES} bytes",
             status=response.status_code,
         )
-    return Response(
-        status=response.status_code, headers=dict(response.headers), body=_value(response, received)
-    )
+    return Response(status=response.status_code, headers=dict(response.headers), body=_value(response, received))
 
 
 def _content(json: Any, body: str | None) -> tuple[bytes | None, str | None]:

@@ -147,9 +147,7 @@ async def _postgres(
         connection = await _connect(url)
         try:
             for name in ("json", "jsonb"):
-                await connection.set_type_codec(
-                    name, schema="pg_catalog", encoder=_json_text, decoder=_json_value
-                )
+                await connection.set_type_codec(name, schema="pg_catalog", encoder=_json_text, decoder=_json_value)
             statement = await connection.prepare(sql)
             yield connection, statement, _arguments(statement, params or [])
         finally:
@@ -162,9 +160,7 @@ async def _connect(url: str) -> asyncpg.Connection:
     import asyncpg
 
     try:
-        return await asyncpg.connect(
-            url, timeout=CONNECT_TIMEOUT_S, server_settings={"application_name": "flowrun"}
-        )
+        return await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings={"application_name": "flowrun"})
     except ValueError:
         # No cause and no text: both may hold a piece of the password.
         raise TerminalError("sql.url", "the URL cannot be read") from None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from runner.diagnostics import Diagnostic, Severity
-from runner.expressions import ExpressionSyntaxError, compile_value, parse_expression
+from runner.expressions import compile_value, parse_expression
 from runner.lang import schema
 from runner.lang.declare import FlowDecl, HandlerDecl, StepDecl, declare
 from runner.lang.load import Sources, load
@@ -140,7 +140,10 @@ class _Compiler:
         found: set[str] = set()
         for flow in self.declarations.flows:
             for route in flow.routes:
-                if any(self.declarations.target(flow, str(to.value)) is self.declarations.handlers[handler] for to in route.to):
+                if any(
+                    self.declarations.target(flow, str(to.value)) is self.declarations.handlers[handler]
+                    for to in route.to
+                ):
                     for node in route.patterns:
                         pattern = str(node.value)
                         found.add(pattern)
@@ -154,7 +157,8 @@ class _Compiler:
                 if any(self.declarations.target(flow, str(to.value)) is handler for to in route.to):
                     events = (self.declarations.matching(str(node.value)) for node in route.patterns)
                     yield Route(
-                        events=frozenset(name for names in events for name in names), when=_condition(route.when)
+                        events=frozenset(name for names in events for name in names),
+                        when=_condition(route.when),
                     )
 
     def _event(self, name: str) -> Event:
@@ -227,9 +231,7 @@ class _Compiler:
             case "fail":
                 assert isinstance(step.target, MappingNode)
                 message = plain(step.target.get("message"))
-                return Fail(
-                    **common, type=str(plain(step.target.get("type"))), message=compile_value(message or "")
-                )
+                return Fail(**common, type=str(plain(step.target.get("type"))), message=compile_value(message or ""))
         return Stop(**common)
 
     def _undo(self, step: StepDecl) -> Use | Emit:

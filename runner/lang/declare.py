@@ -174,9 +174,7 @@ def _events(node: Node | None, flow: str, document: Document) -> Iterator[EventD
 def _routes(node: Node | None) -> Iterator[RouteDecl]:
     for item in node.items if isinstance(node, SequenceNode) else ():
         if isinstance(item, MappingNode):
-            yield RouteDecl(
-                patterns=_texts(item.get("on")), when=_scalar(item.get("when")), to=_texts(item.get("to"))
-            )
+            yield RouteDecl(patterns=_texts(item.get("on")), when=_scalar(item.get("when")), to=_texts(item.get("to")))
 
 
 def _handlers(node: Node | None, flow: str) -> Iterator[HandlerDecl]:

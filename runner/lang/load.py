@@ -85,9 +85,7 @@ def load_text(name: str, data: bytes) -> tuple[Document, list[Diagnostic]]:
         text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
         summary = f"the file is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start})"
-        return nothing, [
-            Diagnostic(code="FR002", summary=summary, span=nothing.start, help="save the file as UTF-8")
-        ]
+        return nothing, [Diagnostic(code="FR002", summary=summary, span=nothing.start, help="save the file as UTF-8")]
     builder = _Builder(name, text.replace("\r\n", "\n"))
     return builder.build(), builder.diagnostics
 

@@ -147,7 +147,13 @@ class Payloads:
         return ANYTHING, base
 
     def _report(
-        self, code: str, summary: str, span: Span, *, help: str | None = None, related: tuple[Related, ...] = ()
+        self,
+        code: str,
+        summary: str,
+        span: Span,
+        *,
+        help: str | None = None,
+        related: tuple[Related, ...] = (),
     ) -> None:
         self.diagnostics.append(Diagnostic(code=code, summary=summary, span=span, help=help, related=related))
 

@@ -41,9 +41,7 @@ class Declarations:
                     yield flow, handler, step
 
 
-def gather(
-    flows: tuple[FlowDecl, ...], compiler: Payloads, signatures: Mapping[str, Signature] | None
-) -> Declarations:
+def gather(flows: tuple[FlowDecl, ...], compiler: Payloads, signatures: Mapping[str, Signature] | None) -> Declarations:
     """Put the flows together; of two that declare one name, the first counts."""
     events: dict[str, EventDecl] = {}
     handlers: dict[str, HandlerDecl] = {}
@@ -54,5 +52,10 @@ def gather(
             handlers.setdefault(handler.full_name, handler)
     payloads = {name: compiler.compile(event.schema, event.document) for name, event in events.items()}
     return Declarations(
-        flows=flows, events=events, handlers=handlers, payloads=payloads, compiler=compiler, signatures=signatures
+        flows=flows,
+        events=events,
+        handlers=handlers,
+        payloads=payloads,
+        compiler=compiler,
+        signatures=signatures,
     )

@@ -27,7 +27,13 @@ class PayloadError(Exception):
 
 
 def build(
-    event: Event, data: Any, emitter: Emitter, now: str, *, ident: str | None = None, subject: str | None = None
+    event: Event,
+    data: Any,
+    emitter: Emitter,
+    now: str,
+    *,
+    ident: str | None = None,
+    subject: str | None = None,
 ) -> tuple[EventRecord, Outgoing]:
     """The event as record and as message. Raises PayloadError, ExpressionError (its subject)."""
     try:
@@ -53,7 +59,5 @@ def build(
         correlation_id=cause.correlation_id if cause is not None else event_id,
         causation_id=cause.id if cause is not None else None,
     )
-    outgoing = event_message(
-        meta=meta, data=body, project=emitter.project, mandatory=event.routed, trace=emitter.trace
-    )
+    outgoing = event_message(meta=meta, data=body, project=emitter.project, mandatory=event.routed, trace=emitter.trace)
     return EventRecord(meta=meta, data=body), outgoing

@@ -13,9 +13,7 @@ from runner.ports import Handler
 from runner.records import Error
 
 
-async def attempt(
-    handler: Handler, context: Context, inputs: Mapping[str, Any], timeout_s: float
-) -> Done | Failed:
+async def attempt(handler: Handler, context: Context, inputs: Mapping[str, Any], timeout_s: float) -> Done | Failed:
     """Call once. A result that comes after `timeout_s` is ignored; whatever the handler raises is a value here."""
     try:
         async with asyncio.timeout(timeout_s) as limit:

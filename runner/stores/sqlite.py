@@ -87,9 +87,7 @@ class SqliteStore:
 
     # --- StoreReader
 
-    async def runs(
-        self, *, limit: int, state: str | None = None, handler: str | None = None
-    ) -> Sequence[RunSummary]:
+    async def runs(self, *, limit: int, state: str | None = None, handler: str | None = None) -> Sequence[RunSummary]:
         """See `StoreReader.runs`."""
         rows = await self._file.read(lambda c: c.execute(_SQL["runs"], (state, handler, limit)).fetchall())
         return [_summary(row) for row in rows]
@@ -128,9 +126,7 @@ class SqliteStore:
 
     # --- inside a transaction
 
-    def _take(
-        self, connection: sqlite3.Connection, live: set[str], now: str, limit: int
-    ) -> Sequence[StoredRun]:
+    def _take(self, connection: sqlite3.Connection, live: set[str], now: str, limit: int) -> Sequence[StoredRun]:
         me = self._file.session
         taken = connection.execute(_SQL["take_due"], (me, now, limit)).fetchall()
         for (owner,) in connection.execute(_SQL["unfinished_owners"]).fetchall():
@@ -202,7 +198,21 @@ def _find(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
         if len(near) > 1:
             raise NotFoundError(f'more than one run begins with "{run_id}"', hint="give more of its id")
         return _find(connection, near[0][0]) if near else None
-    (ident, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes) = row
+    (
+        ident,
+        flow,
+        handler,
+        plan_hash,
+        state,
+        trigger,
+        trace,
+        data,
+        started_at,
+        finished_at,
+        due_at,
+        error,
+        crashes,
+    ) = row
     records = connection.execute(_SQL["records"], (ident,)).fetchall()
     return StoredRun(
         started=Started(

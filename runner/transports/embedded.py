@@ -215,9 +215,7 @@ def _publish(connection: sqlite3.Connection, messages: Sequence[Outgoing]) -> li
     return results
 
 
-def _targets(
-    message: Outgoing, kind: str | None, bindings: list[tuple[str, str, str]], queues: set[str]
-) -> list[str]:
+def _targets(message: Outgoing, kind: str | None, bindings: list[tuple[str, str, str]], queues: set[str]) -> list[str]:
     key = message.routing_key
     if kind is None:
         return [key] if key in queues else []
@@ -242,9 +240,7 @@ def _declare(connection: sqlite3.Connection, topology: Topology) -> None:
     )
 
 
-def _declare_one(
-    connection: sqlite3.Connection, table: str, column: str, what: str, name: str, value: str
-) -> None:
+def _declare_one(connection: sqlite3.Connection, table: str, column: str, what: str, name: str, value: str) -> None:
     row = connection.execute(f"SELECT {column} FROM {table} WHERE name = ?", (name,)).fetchone()  # noqa: S608 constants
     if row is None:
         connection.execute(f"INSERT INTO {table} VALUES (?, ?)", (name, value))  # noqa: S608 constants

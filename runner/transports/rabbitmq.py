@@ -46,7 +46,13 @@ _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<arg>[^']+)' for (?P<what>\w+) '(?P<name>[^']+)'.*?: "
     r"received (?P<plan>.+?) but current is (?P<live>.+)$"
 )
-_LOST = (amqp.AMQPConnectionError, ConnectionError, OSError, asyncio.TimeoutError, amqp.ChannelInvalidStateError)
+_LOST = (
+    amqp.AMQPConnectionError,
+    ConnectionError,
+    OSError,
+    asyncio.TimeoutError,
+    amqp.ChannelInvalidStateError,
+)
 
 
 @dataclass(slots=True, eq=False)

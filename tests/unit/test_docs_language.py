@@ -120,9 +120,7 @@ def test_every_key_stands_in_the_page() -> None:
 
 
 def test_tables_are_current() -> None:
-    result = subprocess.run(
-        [sys.executable, str(GENERATE), "--check"], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, str(GENERATE), "--check"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 

@@ -59,9 +59,7 @@ def rows(data: Path, service: str, sql: str) -> list[Any]:
 
 
 def stock_of(data: Path, sku: str) -> tuple[int, int]:
-    [(on_hand, reserved)] = rows(
-        data, "inventory", f"SELECT on_hand, reserved FROM stock WHERE sku = '{sku}'"
-    )
+    [(on_hand, reserved)] = rows(data, "inventory", f"SELECT on_hand, reserved FROM stock WHERE sku = '{sku}'")
     return on_hand, reserved
 
 
@@ -94,9 +92,7 @@ def test_a_repeated_step_returns_its_first_result_and_has_one_effect(data: Path)
 
     assert again == first
     assert stock_of(data, "gadget") == (5, 2)
-    assert rows(data, "inventory", "SELECT idempotency_key, action FROM effects") == [
-        ("reserve", "inventory.reserve")
-    ]
+    assert rows(data, "inventory", "SELECT idempotency_key, action FROM effects") == [("reserve", "inventory.reserve")]
     assert len(rows(data, "inventory", "SELECT * FROM calls")) == 2
 
 
@@ -250,9 +246,7 @@ def test_a_charge_above_the_balance_is_refused(data: Path) -> None:
 
 def test_a_flaky_bank_answers_at_the_third_try_of_each_payment(data: Path) -> None:
     for n in (1, 2):
-        payment_id = payment.open_payment(
-            step(f"open {n}"), order_id=f"A-{n}", customer="carol", amount=100
-        ).payment_id
+        payment_id = payment.open_payment(step(f"open {n}"), order_id=f"A-{n}", customer="carol", amount=100).payment_id
         for attempt in (1, 2):
             with pytest.raises(RetryableError) as refused:
                 payment.charge(step(f"charge {n}", attempt), payment_id=payment_id)

@@ -142,9 +142,7 @@ async def test_message_id_is_the_same_for_every_attempt(post: Post) -> None:
     assert first != other
 
 
-async def test_sender_is_the_user_of_the_url_or_this_host(
-    monkeypatch: pytest.MonkeyPatch, post: Post
-) -> None:
+async def test_sender_is_the_user_of_the_url_or_this_host(monkeypatch: pytest.MonkeyPatch, post: Post) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "worker-1")
 
     await sent(post, from_=None)
@@ -343,9 +341,7 @@ async def test_starttls_encrypts(
     assert post.message()["Subject"] == "Hello"
 
 
-async def test_certificate_that_nobody_signed_is_refused(
-    post: Post, certificate: tuple[Path, ssl.SSLContext]
-) -> None:
+async def test_certificate_that_nobody_signed_is_refused(post: Post, certificate: tuple[Path, ssl.SSLContext]) -> None:
     async with await serve(post, tls_context=certificate[1], require_starttls=True):
         error = await failure(post, url=f"{post.url}?starttls=true")
 

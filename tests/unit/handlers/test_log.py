@@ -45,9 +45,7 @@ async def test_level_is_the_records(level: Any, ctx: Context, caplog: pytest.Log
     assert caplog.records[0].levelname == level.upper()
 
 
-async def test_names_of_record_attributes_may_be_fields(
-    ctx: Context, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_names_of_record_attributes_may_be_fields(ctx: Context, caplog: pytest.LogCaptureFixture) -> None:
     await log(ctx, message="m", name="Ada", args=[1], exc_info="none")
 
     assert caplog.messages == ['m name="Ada" args=[1] exc_info="none"']

@@ -97,9 +97,7 @@ async def test_query_cannot_write(ctx: Context, shop: str) -> None:
 
 
 async def test_values_without_a_json_form_become_text(ctx: Context, shop: str) -> None:
-    rows = await query(
-        ctx, url=shop, sql="select x'ff00' as bytes, 9e999 as infinite, 9007199254740993 as big"
-    )
+    rows = await query(ctx, url=shop, sql="select x'ff00' as bytes, 9e999 as infinite, 9007199254740993 as big")
 
     assert rows == [{"bytes": "/wA=", "infinite": "inf", "big": 9007199254740993}]
 
@@ -252,9 +250,7 @@ async def test_postgres_query_cannot_write(ctx: Context, postgres_url: str, tabl
         ("null::text", None),
     ],
 )
-async def test_postgres_values_become_json(
-    expression: str, value: Any, ctx: Context, postgres_url: str
-) -> None:
+async def test_postgres_values_become_json(expression: str, value: Any, ctx: Context, postgres_url: str) -> None:
     assert await query(ctx, url=postgres_url, sql=f"select {expression} as v") == [{"v": value}]
 
 
@@ -281,9 +277,7 @@ async def test_postgres_params_come_from_json(
 ) -> None:
     statement = f"select ($1::{type})::text as v, set_config('TimeZone', 'UTC', true)"
     if type == "timestamptz":
-        statement = (
-            "select to_char($1::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') || '+00' as v"
-        )
+        statement = "select to_char($1::timestamptz at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') || '+00' as v"
 
     rows = await query(ctx, url=postgres_url, sql=statement, params=[value])
 
