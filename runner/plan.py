@@ -95,6 +95,11 @@ class Step:
     undo: tuple[Undo, ...] = ()
     action: str = ""
 
+    @property
+    def target(self) -> str:
+        """What the action names: a handler, an event, an error's type."""
+        return ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use(Step):
@@ -106,6 +111,11 @@ class Use(Step):
     retry: RetryPolicy
     action: str = "use"
 
+    @property
+    def target(self) -> str:
+        """The handler's name."""
+        return self.handler
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emit(Step):
@@ -114,6 +124,11 @@ class Emit(Step):
     event: str
     data: Evaluate
     action: str = "emit"
+
+    @property
+    def target(self) -> str:
+        """The event's name."""
+        return self.event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +162,11 @@ class Fail(Step):
     type: str
     message: Evaluate
     action: str = "fail"
+
+    @property
+    def target(self) -> str:
+        """The error's type."""
+        return self.type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

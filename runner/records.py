@@ -51,8 +51,11 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
     step: str | None = None
 
 
-class StepFinished(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
-    """A step's result, for good. It is never run again in this run."""
+class StepFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step"):
+    """A step's result, for good. It is never run again in this run.
+
+    `target` is what the action names: a handler, an event.
+    """
 
     step_id: str
     action: str
@@ -62,9 +65,10 @@ class StepFinished(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     finished_at: str
     output: Any = None
     error: Error | None = None
+    target: str = ""
 
 
-class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, tag="attempt"):
+class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="attempt"):
     """An attempt failed and will be repeated at `retry_at`; `undo` if it was a compensation's."""
 
     step_id: str
@@ -76,14 +80,14 @@ class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, tag="attempt"):
     undo: bool = False
 
 
-class BranchTaken(msgspec.Struct, frozen=True, kw_only=True, tag="branch"):
+class BranchTaken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="branch"):
     """The branch that a switch took, so that it is not decided again after a crash; None if none held."""
 
     step_id: str
     branch: int | None
 
 
-class ErrorCaught(msgspec.Struct, frozen=True, kw_only=True, tag="caught"):
+class ErrorCaught(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="caught"):
     """A step failed for good and one of its catches (counted from 0) took the error."""
 
     step_id: str
@@ -94,14 +98,14 @@ class ErrorCaught(msgspec.Struct, frozen=True, kw_only=True, tag="caught"):
     failed_at: str
 
 
-class RunFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+class RunFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
     """The run's own steps are over; from here it undoes what it did."""
 
     error: Error
     failed_at: str
 
 
-class UndoFinished(msgspec.Struct, frozen=True, kw_only=True, tag="undo"):
+class UndoFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="undo"):
     """A compensation's result. `index` counts a step's compensations from 0."""
 
     step_id: str
@@ -113,6 +117,7 @@ class UndoFinished(msgspec.Struct, frozen=True, kw_only=True, tag="undo"):
     finished_at: str
     output: Any = None
     error: Error | None = None
+    target: str = ""
 
 
 Record = StepFinished | AttemptFailed | BranchTaken | ErrorCaught | RunFailed | UndoFinished

@@ -48,7 +48,8 @@ def timeline(run: StoredRun) -> Iterator[str]:
     yield f"{paint('run', 'bold')}      {started.run_id}"
     yield f"{paint('handler', 'bold')}  {started.handler}  (plan {started.plan_hash})"
     about = f" about {meta.subject}" if meta.subject else ""
-    yield f"{paint('trigger', 'bold')}  {printable(meta.type)}{printable(about)}  (id {printable(meta.id)} from {printable(meta.source)})"
+    origin = f"(id {meta.id} from {meta.source})"
+    yield f"{paint('trigger', 'bold')}  {printable(f'{meta.type}{about}  {origin}')}"
     end = run.finished_at
     took = f", took {_between(started.started_at, end)}" if end is not None else ""
     yield f"{paint('state', 'bold')}    {state(str(run.state))}{took}"
@@ -60,10 +61,7 @@ def timeline(run: StoredRun) -> Iterator[str]:
         yield f"{paint('crashes', 'bold')}  {run.crashes}: processes that died with it"
     yield ""
     yield f"{started.started_at}  begins"
-    undoing = False
     for record in run.records:
-        if isinstance(record, UndoFinished) and not undoing:
-            undoing = True
         text = _line(record, None)
         if text is not None:
             yield f"{_time(record)}  {text}"
@@ -72,34 +70,40 @@ def timeline(run: StoredRun) -> Iterator[str]:
 
 
 def _line(record: Record, stream: object) -> str | None:
+    """One record as a line; None for what nobody wants to read."""
     match record:
         case BranchTaken():
             return None
-        case StepFinished(state=StepState.SKIPPED):
-            return paint(f"- {record.step_id} skipped", "bright_black", stream=stream)
-        case StepFinished(state=StepState.COMPLETED):
-            mark = paint("✓", "green", stream=stream)
-            return f"{mark} {record.step_id}{_tries(record.attempts)}{_took(record)}"
         case StepFinished():
-            mark = paint("✗", "red", stream=stream)
-            return f"{mark} {record.step_id}{_tries(record.attempts)}  {_error(record.error)}"
+            return _step_line(record, stream)
+        case UndoFinished():
+            return _undo_line(record, stream)
         case AttemptFailed():
             mark = paint("↻", "yellow", stream=stream)
-            verb = "undo " if record.undo else ""
             wait = _between(record.failed_at, record.retry_at)
-            return f"{mark} {verb}{record.step_id} attempt {record.attempt} failed  {_error(record.error)}; again in {wait}"
+            return f"{mark} {record.step_id}  attempt {record.attempt} failed, again in {wait}  {_error(record.error)}"
         case ErrorCaught():
-            return f"{paint('!', 'yellow', stream=stream)} {record.step_id} caught {_error(record.error)}"
+            return f"{paint('!', 'yellow', stream=stream)} {record.step_id}  caught  {_error(record.error)}"
         case RunFailed():
-            return paint(f"fails  {_error(record.error)}", "red", stream=stream)
-        case UndoFinished(state=StepState.SKIPPED):
-            return paint(f"- {record.step_id} not undone (when)", "bright_black", stream=stream)
-        case UndoFinished(state=StepState.COMPLETED):
-            mark = paint("↶", "yellow", stream=stream)
-            return f"{mark} {record.step_id} undone{_tries(record.attempts)}{_took(record)}"
-        case UndoFinished():
-            mark = paint("✗", "red", stream=stream)
-            return f"{mark} {record.step_id} could not be undone{_tries(record.attempts)}  {_error(record.error)}"
+            return paint(f"✗ fails  {_error(record.error)}", "red", stream=stream)
+
+
+def _step_line(record: StepFinished, stream: object) -> str:
+    what = f"{record.step_id}  {record.action} {record.target}".rstrip()
+    if record.state is StepState.SKIPPED:
+        return paint(f"- {what}  skipped", "bright_black", stream=stream)
+    if record.state is StepState.COMPLETED:
+        return f"{paint('✓', 'green', stream=stream)} {what}{_took(record)}"
+    return f"{paint('✗', 'red', stream=stream)} {what}{_took(record)}  {_error(record.error)}"
+
+
+def _undo_line(record: UndoFinished, stream: object) -> str:
+    what = f"{record.step_id}  {record.action} {record.target}"
+    if record.state is StepState.SKIPPED:
+        return paint(f"- {what}  not wanted (when)", "bright_black", stream=stream)
+    if record.state is StepState.COMPLETED:
+        return f"{paint('↶', 'yellow', stream=stream)} {what}{_took(record)}"
+    return f"{paint('✗', 'red', stream=stream)} {what}  could not be undone{_took(record)}  {_error(record.error)}"
 
 
 def _time(record: Record) -> str:
@@ -111,14 +115,11 @@ def _time(record: Record) -> str:
     return ""
 
 
-def _tries(attempts: int) -> str:
-    return f" at attempt {attempts}" if attempts > 1 else ""
-
-
 def _took(record: StepFinished | UndoFinished) -> str:
-    if record.started_at is None or record.action in ("set", "stop", "emit"):
+    if record.started_at is None or record.action != "use":
         return ""
-    return f"  {_between(record.started_at, record.finished_at)}"
+    tries = f", attempt {record.attempts}" if record.attempts > 1 else ""
+    return f"  ({_between(record.started_at, record.finished_at)}{tries})"
 
 
 def _between(start: str, end: str) -> str:

@@ -247,6 +247,7 @@ class Executor:
             StepFinished(
                 step_id=step.id,
                 action=step.action,
+                target=step.target,
                 state=StepState.FAILED,
                 attempts=caught.attempts,
                 started_at=caught.started_at,
@@ -301,6 +302,7 @@ class Executor:
                 step_id=undo.id,
                 index=0,
                 action=undo.action,
+                target=undo.target,
                 state=StepState.FAILED if failed else state,
                 attempts=0 if state is StepState.SKIPPED else self._attempts(run, undo),
                 started_at=started_at,
@@ -326,6 +328,7 @@ class Executor:
         return StepFinished(
             step_id=step.id,
             action=step.action,
+            target=step.target,
             state=state,
             attempts=self._attempts(run, step),
             started_at=started_at,
@@ -338,6 +341,7 @@ class Executor:
         return StepFinished(
             step_id=step.id,
             action=step.action,
+            target=step.target,
             state=StepState.SKIPPED,
             attempts=0,
             started_at=None,
