@@ -60,30 +60,23 @@ class SqliteFile:
         self._connection: sqlite3.Connection | None = None
         self._alive_fd: int | None = None
         self._users = 0
+        self._door = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> SqliteFile:
         """Open it; the store and the broker each enter, the last to leave closes. Raises StoreError."""
-        self._users += 1
-        if self._users > 1:
-            return self
-        self._loop = asyncio.get_running_loop()
-        opened: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._run, args=(opened,), name="sqlite", daemon=True)
-        self._thread.start()
-        try:
-            await opened
-        except StoreError:
-            self._users = 0
-            self._thread.join()
-            raise
+        async with self._door:
+            if self._users == 0:
+                await self._start()
+            self._users += 1
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._users -= 1
-        if self._users == 0 and self._thread is not None:
-            self._jobs.put(None)
-            await asyncio.to_thread(self._thread.join)
+        async with self._door:
+            self._users -= 1
+            if self._users == 0 and self._thread is not None:
+                self._jobs.put(None)
+                await asyncio.to_thread(self._thread.join)
 
     async def write(self, work: Work[T]) -> T:
         """Run `work` in a transaction, and return when it is durable. Raises StoreError."""
@@ -97,20 +90,25 @@ class SqliteFile:
         """Bring a part's tables to the version `len(scripts)`. Raises StoreError if they are newer."""
         await self.write(lambda connection: _migrate(connection, part, scripts, self.path))
 
-    def live_sessions(self) -> list[str]:
-        """The sessions whose process lives: the kernel holds a lock on their file as long as it does."""
+    def is_alive(self, session: str) -> bool:
+        """Whether a session's process lives: the kernel holds a lock on its file as long as it does.
+
+        Ask of a session after reading its name in the database: it locks its file before it writes anything.
+        """
         folder = self._sessions_folder
-        live = [self.session]
-        if folder is None:
-            return live
-        for entry in os.scandir(folder):
-            if entry.name == self.session:
-                continue
-            if _is_locked(entry.path):
-                live.append(entry.name)
-            else:
-                Path(entry.path).unlink(missing_ok=True)
-        return live
+        return session == self.session or (folder is not None and _is_locked(folder / session))
+
+    async def _start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._jobs = SimpleQueue()
+        opened: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(opened,), name="sqlite", daemon=True)
+        self._thread.start()
+        try:
+            await opened
+        except BaseException:
+            self._jobs.put(None)  # if we were cancelled, it has been opened all the same
+            raise
 
     # --- the writer's thread
 
@@ -125,20 +123,20 @@ class SqliteFile:
         while (group := self._next_group()) is not None:
             self._finish(self._commit(connection, group))
         connection.close()
-        if self._alive_fd is not None:
-            os.close(self._alive_fd)
-            folder = self._sessions_folder
-            assert folder is not None
-            (folder / self.session).unlink(missing_ok=True)
+        self._end_session()
 
     def _open(self) -> sqlite3.Connection:
         if self.path != ":memory:":
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        self._begin_session()
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            self._begin_session()
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _begin_session(self) -> None:
@@ -147,7 +145,9 @@ class SqliteFile:
         if folder is None:
             return
         folder.mkdir(exist_ok=True)
-        # Whoever sees the file before it is locked may take it for a dead one's, and remove it: try again.
+        for left_behind in folder.iterdir():
+            _is_locked(left_behind)
+        # Whoever looks at the file before it is locked takes it for a dead one's, and removes it: try again.
         while self._alive_fd is None:
             fd = os.open(folder / self.session, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -157,6 +157,13 @@ class SqliteFile:
             except OSError:
                 os.close(fd)
                 self.session = new_id()
+
+    def _end_session(self) -> None:
+        folder = self._sessions_folder
+        if folder is not None and self._alive_fd is not None:
+            (folder / self.session).unlink(missing_ok=True)
+            os.close(self._alive_fd)
+            self._alive_fd = None
 
     @property
     def _sessions_folder(self) -> Path | None:
@@ -242,14 +249,18 @@ class SqliteFile:
         return await job.future
 
 
-def _is_locked(path: str) -> bool:
+def _is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock on a session's file; if not, the file is removed."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        return True  # another user's, and not ours to judge
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        path.unlink(missing_ok=True)  # while we hold the lock: nobody can be about to live by this file
+    except BlockingIOError:
         return True
     finally:
         os.close(fd)

@@ -12,8 +12,10 @@ from services import PostgresServer, RabbitServer, find_postgres, find_rabbitmq
 
 @pytest.fixture(scope="session")
 def rabbit_server() -> Iterator[RabbitServer]:
-    """A RabbitMQ node of the tests' own, for those that stop, kill or restart it; running again for the next test
-    that takes `rabbit_url`."""
+    """A RabbitMQ node of the tests' own, for those that stop, kill or restart it.
+
+    A test may leave it down: `rabbit_url` starts it again.
+    """
     sbin = find_rabbitmq()
     if sbin is None:
         _absent("RabbitMQ", "FLOWRUN_TEST_RABBITMQ")
@@ -63,7 +65,7 @@ def postgres_url(request: pytest.FixtureRequest) -> str:
 
 
 def _absent(service: str, variable: str) -> NoReturn:
-    """Skip on a laptop, fail on CI. A server that the environment names isn't absent, only not ours to stop."""
+    """Skip on a laptop, fail on CI. A server that the environment names is there, only not ours to stop."""
     if os.environ.get(variable):
         pytest.skip(f"stops and starts a {service} of its own, and its programs are not installed here")
     reason = f"{service} is not installed, and {variable} names no server"

@@ -1,4 +1,4 @@
-"""Before the tests: install RabbitMQ and PostgreSQL where we may, else say what is missing. Always exits with 0.
+"""Before the tests: install RabbitMQ and PostgreSQL where we may, else say what is missing. Exits with 0.
 
 The tests themselves decide whether a missing server is a skip or a failure.
 """
@@ -20,9 +20,9 @@ def main() -> None:
     if missing:
         packages = " ".join(APT_PACKAGES[service] for service in missing)
         print(
-            f"flowrun tests: {' and '.join(missing)} not found; install it (on Debian, apt-get install {packages}) "
-            "or name a server in FLOWRUN_TEST_RABBITMQ, FLOWRUN_TEST_POSTGRES; "
-            "without it its tests are skipped, or fail under CI=true."
+            f"flowrun tests: {' and '.join(missing)} not found: its tests are skipped, or fail if CI=true. "
+            f"Install it (on Debian: apt-get install -y {packages}) "
+            "or name a server in FLOWRUN_TEST_RABBITMQ or FLOWRUN_TEST_POSTGRES."
         )
 
 

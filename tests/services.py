@@ -1,7 +1,6 @@
-"""RabbitMQ and PostgreSQL of the tests' own: found on this machine, started on free loopback ports, never shared.
+"""RabbitMQ and PostgreSQL of the tests' own: found on this machine, started on free loopback ports.
 
-Only the standard library, since `install_services.py` runs this file's finders before anything else. All calls
-block; an async test says `await asyncio.to_thread(rabbit_server.restart)`.
+All calls block; an async test says `await asyncio.to_thread(rabbit_server.restart)`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class ServiceError(Exception):
     """A server or one of its tools failed; the message ends with what it printed."""
 
 
-# --- finding ---------------------------------------------------------------------------------------------------
+# --- finding ------------------------------------------------------------------------------------------
 
 
 def find_rabbitmq() -> Path | None:
@@ -75,7 +74,7 @@ def _pg_config_bindir() -> Iterator[Path]:
             yield Path(found.stdout.strip())
 
 
-# --- installing ------------------------------------------------------------------------------------------------
+# --- installing ------------------------------------------------------------------------------------------
 
 
 def missing_services() -> list[str]:
@@ -86,7 +85,7 @@ def missing_services() -> list[str]:
 
 
 def install_if_root_on_debian(services: list[str]) -> bool:
-    """Install the packages of `services` if we may. False, with nothing done, unless root on Debian or a kin of it.
+    """Install the packages of `services`; or, unless we are root on Debian or its kin, do nothing: False.
 
     Raises ServiceError if apt-get fails.
     """
@@ -115,15 +114,15 @@ def _packages_start_no_daemons() -> Iterator[None]:
             policy.unlink(missing_ok=True)
 
 
-# --- processes -------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------------
 
 
 class Daemon:
     """A program in a session of its own, so that Ctrl-C doesn't reach it; it dies when this process does.
 
-    A shell reads from a pipe that we hold and never write to: when we are gone, killed or not, the read ends, and
-    the shell kills the program. Linux's PR_SET_PDEATHSIG would fire when the *thread* that started the program
-    ends, which under `asyncio.to_thread` is long before the process does.
+    A shell reads from a pipe that we hold and never write to: when we are gone, killed or not, the read ends
+    and the shell kills the program. Linux's PR_SET_PDEATHSIG would fire when the *thread* that started the
+    program ends, which under `asyncio.to_thread` is long before the process does.
     """
 
     def __init__(
@@ -135,7 +134,6 @@ class Daemon:
         user: str | None = None,
         death_signal: signal.Signals = signal.SIGKILL,
     ) -> None:
-        identity = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
@@ -145,7 +143,9 @@ class Daemon:
                 stderr=output,
                 cwd=log.parent,
                 start_new_session=True,
-                **identity,  # type: ignore[arg-type]  # three keywords of three types
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
             )
         self._death_signal = death_signal
         self._watchdog = subprocess.Popen(
@@ -183,8 +183,8 @@ class Daemon:
 def free_port() -> int:
     """A loopback port nobody listens on.
 
-    From below the range that kernels give to clients: else a client that keeps trying to reach a stopped server
-    may be given the server's own port, and keep it from coming back.
+    From below the range that kernels give to clients: else a client that keeps trying to reach a stopped
+    server may be given the server's own port, and keep it from coming back.
     """
     while True:
         port = random.randrange(20_000, 32_000)
@@ -223,11 +223,11 @@ def _run(command: list[str], environment: dict[str, str], user: str | None = Non
 
 
 def _clean_environment(**more: str) -> dict[str, str]:
-    """PATH and nothing else from ours: RABBITMQ_*, ERL_* and PG* variables of a developer would redirect us."""
+    """PATH and nothing else from ours: a developer's RABBITMQ_*, ERL_* and PG* variables would redirect us."""
     return {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **more}
 
 
-# --- RabbitMQ --------------------------------------------------------------------------------------------------
+# --- RabbitMQ ------------------------------------------------------------------------------------------
 
 _RABBITMQ_CONF = """
 vm_memory_high_watermark.absolute = 2GB
@@ -270,7 +270,7 @@ class RabbitServer:
                 self.start_app()
             return
         self._start_epmd()
-        # With input allowed the script becomes the node, instead of a parent that a kill would orphan it from.
+        # With input allowed the script becomes the node, instead of a parent whose death would orphan it.
         command: list[str | Path] = [self._sbin / "rabbitmq-server", "-noinput", "+B", "i"]
         environment = {**self._environment, "RABBITMQ_ALLOW_INPUT": "1"}
         self._daemon = Daemon(command, environment=environment, log=self._log)
@@ -282,7 +282,7 @@ class RabbitServer:
             self._daemon.stop()
 
     def kill(self) -> None:
-        """SIGKILL the node; `restart` brings it back with what was on its disk."""
+        """SIGKILL the node; `restart` brings it back with what was on its disk. See `flush`."""
         if self._daemon is not None:
             self._daemon.kill()
 
@@ -290,6 +290,14 @@ class RabbitServer:
         """Stop the node in order, unless it is down, and return once it answers again."""
         self.stop()
         self.start()
+
+    def flush(self) -> None:
+        """Write down which quorum queues there are, so that a `kill` can't lose one with its messages.
+
+        RabbitMQ keeps that list in files that it writes about a second later; a queue declared just before a
+        kill comes back without a leader, for good (3.10.8).
+        """
+        self.ctl("eval", "[ok = dets:sync(Table) || Table <- dets:all()].")
 
     def stop_app(self) -> None:
         """Close every connection and the port; the Erlang node stays, and `start_app` is quick."""
@@ -300,13 +308,13 @@ class RabbitServer:
         self.ctl("start_app")
 
     def ctl(self, *args: str) -> str:
-        """What `rabbitmqctl` prints for `args`, without headings. Starts an Erlang VM: takes a second or more."""
+        """What `rabbitmqctl` prints for `args`, without headings. Starts an Erlang VM: half a second at least."""
         return _run([str(self._sbin / "rabbitmqctl"), "-q", "-n", self.node, *args], self._environment)
 
     def new_vhost(self) -> str:
         """The URL of an empty vhost that nobody else gets.
 
-        Made twenty at a time, because it's the call of rabbitmqctl that costs; never deleted, for the same reason.
+        Made twenty at a time, since it's the call of rabbitmqctl that costs; never deleted, for the same reason.
         """
         if not self._vhosts:
             self._vhosts = self._make_vhosts()
@@ -337,7 +345,7 @@ class RabbitServer:
         return names
 
     def _answers(self) -> bool:
-        """Whether a connection's opening line gets a method frame (type 1), Connection.Start, for an answer."""
+        """Whether AMQP's protocol header is answered with a method frame (type 1): Connection.Start."""
         with (
             suppress(OSError),
             socket.create_connection(("127.0.0.1", self._port), timeout=5) as connection,
@@ -357,7 +365,7 @@ class RabbitServer:
     def _prepare(self, dist_port: int) -> dict[str, str]:
         """Write the node's files and return the environment of server and rabbitmqctl.
 
-        Every file that RabbitMQ would look for in /etc or a home is named here, so that none is read from there.
+        Every file that RabbitMQ would look for in /etc or a home is named here, so that none is read there.
         """
         folder = self._folder
         files = {
@@ -392,14 +400,14 @@ class RabbitServer:
         )
 
 
-# --- PostgreSQL ------------------------------------------------------------------------------------------------
+# --- PostgreSQL ------------------------------------------------------------------------------------------
 
 
 class PostgresServer:
     """One PostgreSQL server with fsync on, as in production; `start` it, `close` it when done.
 
-    Keeps its port and its data over `stop`, `kill` and `restart`. Runs as the user postgres if we are root, whom
-    PostgreSQL refuses.
+    Keeps its port and its data over `stop`, `kill` and `restart`. Runs as the user postgres if we are root,
+    whom PostgreSQL refuses.
     """
 
     def __init__(self, programs: Path) -> None:
@@ -475,7 +483,7 @@ class PostgresServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _answers(self) -> bool:
-        command = [self._programs / "pg_isready", "-q", *self._client_options()]
+        command = [str(self._programs / "pg_isready"), "-q", *self._client_options()]
         return subprocess.run(command, env=_clean_environment(), check=False).returncode == 0
 
     def _client_options(self) -> list[str]:

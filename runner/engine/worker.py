@@ -273,10 +273,10 @@ class Worker:
                 _log.error("%s", error)
 
     async def _take_runs(self) -> None:
-        """Take up what is due, and what dead runners left."""
-        while True:
+        """Take up what is due, and what dead runners left, until the worker drains."""
+        while not self._draining:
             try:
-                while taken := await self._store.take(self._clock.now(), TAKE):
+                while not self._draining and (taken := await self._store.take(self._clock.now(), TAKE)):
                     for stored in taken:
                         self._spawn(self._resume_in_lane(stored))
             except StoreError as error:

@@ -78,7 +78,7 @@ class _Link:
     async def open(self) -> AbstractConnection:
         """The live connection, made anew if need be. Raises TransportError."""
         async with self.lock:
-            if self.connection is not None and not self.connection.is_closed:
+            if self.connection is not None and _is_open(self.connection):
                 return self.connection
             fault: TransportError | None = None
             for url in self.urls:
@@ -300,6 +300,12 @@ def parse_url(text: str) -> URL:
 
 
 _URL_HINT = "write embedded: or amqp://user:password@host:5672/vhost"
+
+
+def _is_open(connection: AbstractConnection) -> bool:
+    """`AbstractConnection.is_closed` says only whether *we* closed it; the one below knows of the broker's end."""
+    transport = connection.transport
+    return not connection.is_closed and transport is not None and not transport.connection.is_closed
 
 
 def _is_consuming(consumer: _Consumer) -> bool:

@@ -28,7 +28,7 @@ async def test_rabbitmq_answers(rabbit_url: str) -> None:
         received = await queue.get()
         assert received.body == b"one"
         await received.ack()
-        await queue.delete()
+        await queue.delete(if_unused=False, if_empty=False)
 
 
 @pytest.mark.rabbitmq
@@ -52,6 +52,7 @@ async def test_a_confirmed_message_survives_the_node_going_down(rabbit_server: R
         message = aio_pika.Message(b"kept", delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
         await channel.default_exchange.publish(message, queue.name)
 
+    await asyncio.to_thread(rabbit_server.flush)
     await asyncio.to_thread(down, rabbit_server)
     with pytest.raises(aio_pika.exceptions.AMQPConnectionError):
         await aio_pika.connect(url)
@@ -132,7 +133,7 @@ def test_named_services_are_used_as_they_are(tmp_path: Path) -> None:
 
 
 def _run_probe(folder: Path, **environment: str) -> str:
-    """Run two tests that take the fixtures, on a machine where nothing is found; returns what pytest printed."""
+    """What pytest prints for two tests that take the fixtures, on a machine where nothing is found."""
     (folder / "nothing_found.py").write_text(
         "import services\nservices.find_rabbitmq = services.find_postgres = lambda: None\n"
         "def pytest_terminal_summary(terminalreporter):\n"
@@ -145,7 +146,8 @@ def _run_probe(folder: Path, **environment: str) -> str:
         "def test_postgres(postgres_url): assert 'there' in postgres_url\n"
     )
     (folder / "pytest.ini").write_text("[pytest]\n")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWRUN_", "PYTEST_"))}
+    ours = ("FLOWRUN_", "PYTEST_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-ra", "-p", "nothing_found", "-p", "conftest", "test_probe.py"],
         env={**clean, **environment, "PYTHONPATH": f"{folder}{os.pathsep}{TESTS}"},

@@ -1,0 +1,5 @@
+def price(table: dict[str, int]) -> int:
+    return table["apple"]
+
+
+PRICE = price({})

@@ -1,0 +1,4 @@
+import sys
+
+print("this must not reach the report")
+sys.exit(3)

@@ -1,0 +1,5 @@
+from runner import Context, handler
+
+
+@handler("shop.buy")
+async def buy(ctx: Context) -> None: ...

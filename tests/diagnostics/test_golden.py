@@ -1,0 +1,161 @@
+"""What `flowrun validate` says of every kind of fault, as its user reads it.
+
+A case is two files under `cases/`, and no code: a flow file `<family>/<name>.yaml` and its report `<name>.out`; or,
+where one file is not enough, a folder that is a small project (`flows/`, `schemas/`, `plugins/`, `flowrun.yaml`) with
+its report `expected.out`. A file of a project that ends in `.gz` is unpacked first: for what is too large to keep.
+
+To write the reports anew, and then read the diff:
+
+    FLOWRUN_UPDATE_GOLDEN=1 pytest tests/diagnostics
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from click.testing import CliRunner, Result
+
+from runner.cli.validate import command
+
+CASES = Path(__file__).parent / "cases"
+UPDATE = bool(os.environ.get("FLOWRUN_UPDATE_GOLDEN"))
+PLACE = {
+    "type": "object",
+    "required": ["line", "column", "byte"],
+    "properties": {
+        "line": {"type": "integer", "minimum": 1},
+        "column": {"type": "integer", "minimum": 1},
+        "byte": {"type": "integer", "minimum": 0},
+    },
+    "additionalProperties": False,
+}
+RANGE = {
+    "type": "object",
+    "required": ["filename", "start", "end"],
+    "properties": {"filename": {"type": "string", "pattern": "^[^/]"}, "start": PLACE, "end": PLACE},
+    "additionalProperties": False,
+}
+DIAGNOSTIC = {
+    "type": "object",
+    "required": ["severity", "code", "summary", "detail", "range", "snippet", "related", "fix"],
+    "properties": {
+        "severity": {"enum": ["error", "warning"]},
+        "code": {"type": "string", "pattern": "^FR[0-9]{3}$"},
+        "summary": {"type": "string", "minLength": 1},
+        "detail": {"type": "string"},
+        "range": RANGE,
+        "related": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["message", "range"],
+                "properties": {"message": {"type": "string", "minLength": 1}, "range": RANGE},
+                "additionalProperties": False,
+            },
+        },
+    },
+    "additionalProperties": True,
+}
+REPORT = {
+    "type": "object",
+    "required": ["format_version", "valid", "error_count", "warning_count", "diagnostics"],
+    "properties": {
+        "format_version": {"const": "1.0"},
+        "valid": {"type": "boolean"},
+        "error_count": {"type": "integer", "minimum": 0},
+        "warning_count": {"type": "integer", "minimum": 0},
+        "diagnostics": {"type": "array", "items": DIAGNOSTIC},
+    },
+    "additionalProperties": False,
+}
+
+
+def _cases() -> Iterator[Path]:
+    projects = {path.parent for name in ("flows", "flowrun.yaml") for path in CASES.rglob(name)}
+    yield from projects
+    for path in CASES.rglob("*.yaml"):
+        if not projects & set(path.parents):
+            yield path
+
+
+def _name(case: Path) -> str:
+    return case.relative_to(CASES).with_suffix("").as_posix()
+
+
+@pytest.fixture(params=sorted(_cases()), ids=_name)
+def case(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture
+def project(case: Path, tmp_path: Path) -> Path:
+    """The case as a project of its own; its files may not be ours to write beside."""
+    root = tmp_path / "project"
+    if case.is_dir():
+        shutil.copytree(case, root, ignore=shutil.ignore_patterns("expected.out", "__pycache__"), symlinks=True)
+        for packed in root.rglob("*.gz"):
+            packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+            packed.unlink()
+    else:
+        (root / "flows").mkdir(parents=True)
+        shutil.copy(case, root / "flows")
+    return root
+
+
+def _validate(root: Path, *options: str) -> Result:
+    result = CliRunner().invoke(command, ["-C", str(root), *options])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    return result
+
+
+def test_report_is_the_expected_one(case: Path, project: Path) -> None:
+    result = _validate(project)
+    golden = case / "expected.out" if case.is_dir() else case.with_suffix(".out")
+    if UPDATE:
+        golden.write_text(result.stdout)
+    assert result.stdout == golden.read_text()
+    assert all(c.isprintable() or c == "\n" for c in result.stdout)
+    assert result.exit_code == (1 if "error[" in result.stdout else 0)
+
+
+def test_json_says_the_same(case: Path, project: Path) -> None:
+    text = _validate(project).stdout
+    result = _validate(project, "--output-format", "json")
+    report = json.loads(result.stdout)
+    jsonschema.validate(report, REPORT)
+    found = report["diagnostics"]
+    errors = [d for d in found if d["severity"] == "error"]
+    assert report["valid"] is (not errors) is (result.exit_code == 0)
+    assert report["error_count"] == len(errors) == text.count("error[")
+    assert report["warning_count"] == len(found) - len(errors) == text.count("warning[")
+    places = [(d["range"]["filename"], d["range"]["start"]["byte"]) for d in found]
+    assert places == sorted(places)
+    for diagnostic in found:
+        _check_range(project, diagnostic["range"])
+        for related in diagnostic["related"]:
+            _check_range(project, related["range"])
+
+
+def _check_range(root: Path, place: dict[str, Any]) -> None:
+    """Bytes, lines and columns name one stretch of the file as it lies on the disk."""
+    start, end = place["start"], place["end"]
+    assert start["byte"] <= end["byte"]
+    file = root / place["filename"]
+    if not file.is_file():
+        assert start == end == {"line": 1, "column": 1, "byte": 0}
+        return
+    data = file.read_bytes()
+    assert end["byte"] <= len(data)
+    for at in (start, end):
+        before = data[: at["byte"]].removeprefix(b"\xef\xbb\xbf").decode()  # a code point is never cut
+        line = before.rpartition("\n")[2]
+        assert (at["line"], at["column"]) == (before.count("\n") + 1, len(line) + 1)
