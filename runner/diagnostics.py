@@ -29,21 +29,20 @@ class Related:
 class Diagnostic:
     """One fault of a flow file.
 
-    `summary` is one terse headline, `label` stands beside the caret, `help` says what to write instead.
+    `summary` is one terse headline, `help` says what to write instead.
     """
 
     code: str
     summary: str
     span: Span
     severity: Severity = Severity.ERROR
-    label: str | None = None
     help: str | None = None
     related: tuple[Related, ...] = ()
 
     @property
-    def sort_key(self) -> tuple[str, int, str]:
+    def sort_key(self) -> tuple[str, int, int, str, str]:
         """File, place, code: the order in which a reader wants them."""
-        return (self.span.filename, self.span.start.offset, self.code)
+        return (self.span.filename, self.span.start.line, self.span.start.offset, self.code, self.summary)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -7,9 +7,11 @@ functions. `a.b` and `a["b"]` read a key of an object, an element or slice of a 
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -17,7 +19,7 @@ from types import GeneratorType
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import msgspec
-from jinja2 import TemplateSyntaxError, Undefined, UndefinedError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, Undefined, nodes
 from jinja2.filters import FILTERS
 from jinja2.lexer import TokenStream
 from jinja2.parser import Parser
@@ -37,6 +39,7 @@ FUNCTIONS = frozenset({"now", "uuid", "range"})
 MAX_TEXT = 1024 * 1024
 MAX_RANGE = 10_000
 MAX_BITS = 4096
+MAX_PRECISION = 100
 
 
 class _Sentinel:
@@ -51,6 +54,10 @@ MISSING: Final = _Sentinel("MISSING")
 """What a read gives where `default` or `is defined` stands guard."""
 OMIT: Final = _Sentinel("OMIT")
 """The value of `omit`: the key that has it is left out."""
+_NAMED: Final = {"omit": OMIT, "null": None}
+"""Constants that Jinja2 does not know."""
+_ONLY_WHOLE = "omit can only be the whole value of a key"
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ExpressionSyntaxError(Exception):
@@ -95,15 +102,13 @@ def parse_expression(source: str) -> Expression:
     """A bare expression, as in `when`. Raises ExpressionSyntaxError."""
     if source.strip().startswith("{{"):
         raise ExpressionSyntaxError("a bare expression stands here: leave out {{ and }}", source.index("{{"), 2)
-    parser = _parser(source, state="variable")
-    try:
+    compiler = _Compiler(source)
+    with _faults_of(source):
+        parser = Parser(_ENVIRONMENT, source, state="variable")
         tree = parser.parse_expression()
         if not parser.stream.eos:
             _fail_at(source, parser.stream.current.lineno, "this does not belong to the expression")
-    except TemplateSyntaxError as error:
-        _fail_at(source, error.lineno, error.message or "syntax error")
-    compiler = _Compiler(source)
-    evaluate = compiler.top(tree)
+        evaluate = compiler.top(tree)
     return Expression(source, tuple(compiler.reads), _guard(source, evaluate))
 
 
@@ -115,21 +120,18 @@ def parse_template(source: str) -> Expression:
     """
     if "{{" not in source and "{%" not in source and "{#" not in source:
         return Expression(source, (), lambda _: source)
-    try:
-        body = _parser(source).parse().body
-    except TemplateSyntaxError as error:
-        _fail_at(source, error.lineno, error.message or "syntax error")
-    pieces: list[nodes.Node] = []
-    for node in body:
-        if not isinstance(node, nodes.Output):
-            _fail_at(source, node.lineno, "statements are not allowed: only {{ expressions }}", length=2)
-        pieces.extend(node.nodes)
     compiler = _Compiler(source)
-    solid = [p for p in pieces if not (isinstance(p, nodes.TemplateData) and not p.data.strip())]
-    if len(solid) == 1 and not isinstance(solid[0], nodes.TemplateData):
-        evaluate = compiler.top(solid[0])
-    else:
-        evaluate = _text([_piece(compiler, p) for p in pieces])
+    with _faults_of(source):
+        pieces: list[nodes.Node] = []
+        for node in Parser(_ENVIRONMENT, source).parse().body:
+            if not isinstance(node, nodes.Output):
+                _fail_at(source, node.lineno, "statements are not allowed: only {{ expressions }}", length=2)
+            pieces.extend(node.nodes)
+        solid = [p for p in pieces if not (isinstance(p, nodes.TemplateData) and not p.data.strip())]
+        if len(solid) == 1 and not isinstance(solid[0], nodes.TemplateData):
+            evaluate = compiler.top(solid[0])
+        else:
+            evaluate = _text([_piece(compiler, p) for p in pieces])
     return Expression(source, tuple(compiler.reads), _guard(source, evaluate))
 
 
@@ -181,11 +183,17 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.undefined(name=str(argument)) if value is MISSING else value
 
 
-def _parser(source: str, state: str | None = None) -> Parser:
+@contextmanager
+def _faults_of(source: str) -> Iterator[None]:
+    """Whatever the parser cannot take is a fault of the text."""
     try:
-        return Parser(_ENVIRONMENT, source, state=state)
+        yield
     except TemplateSyntaxError as error:
         _fail_at(source, error.lineno, error.message or "syntax error")
+    except RecursionError:
+        _fail_at(source, 0, "the expression is nested too deeply")
+    except ValueError as error:  # a number with more digits than Python reads
+        _fail_at(source, 0, str(error))
 
 
 def _fail_at(source: str, offset: int, message: str, length: int | None = None) -> NoReturn:
@@ -204,10 +212,16 @@ def _guard(source: str, evaluate: Evaluate) -> Evaluate:
             return evaluate(scope)
         except ExpressionError as error:
             raise ExpressionError(f"{error} (in {_clip(source)})") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, UndefinedError) as error:
-            raise ExpressionError(f"{error} (in {_clip(source)})") from None
+        except _FAULTS as error:
+            raise ExpressionError(f"{str(error) or type(error).__name__} (in {_clip(source)})") from None
 
     return guarded
+
+
+_FAULTS = (
+    TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RecursionError, TemplateError,
+)  # fmt: skip
+"""What filters raise for values that they were not made for."""
 
 
 def _clip(source: str) -> str:
@@ -224,7 +238,7 @@ def _piece(compiler: _Compiler, node: nodes.Node) -> Evaluate:
 
 def _text(pieces: list[Evaluate]) -> Evaluate:
     def evaluate(scope: Scope) -> str:
-        return "".join(as_text(piece(scope)) for piece in pieces)
+        return _bounded("".join(as_text(piece(scope)) for piece in pieces))
 
     return evaluate
 
@@ -234,7 +248,7 @@ def as_text(value: object) -> str:
     if isinstance(value, str):
         return value
     if value is OMIT:
-        raise ExpressionError("omit can only be the whole value of a key")
+        raise ExpressionError(_ONLY_WHOLE)
     return msgspec.json.encode(value).decode()
 
 
@@ -244,7 +258,9 @@ def as_text(value: object) -> str:
 def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ExpressionError(f"{_clip(repr(value))} is not a number")
-    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+    if isinstance(value, float) and math.isnan(value):
+        raise ExpressionError("the result is not a number")
+    if value.bit_length() > MAX_BITS if isinstance(value, int) else math.isinf(value):
         raise ExpressionError("the number is too large")
     return value
 
@@ -254,7 +270,7 @@ def _add(left: Any, right: Any) -> Any:
         return _bounded(left + right)
     if isinstance(left, list) and isinstance(right, list):
         return left + right
-    return _number(left) + _number(right)
+    return _number(_number(left) + _number(right))
 
 
 def _multiply(left: Any, right: Any) -> Any:
@@ -269,7 +285,7 @@ def _power(left: Any, right: Any) -> Any:
     base, exponent = _number(left), _number(right)
     if abs(exponent) * max(int(abs(base)).bit_length(), 1) > MAX_BITS:
         raise ExpressionError("the number is too large")
-    return base**exponent
+    return _number(base**exponent)
 
 
 def _bounded(text: str) -> str:
@@ -279,7 +295,7 @@ def _bounded(text: str) -> str:
 
 
 def _on_numbers(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda left, right: function(_number(left), _number(right))
+    return lambda left, right: _number(function(_number(left), _number(right)))
 
 
 _BINARY: dict[type[nodes.BinExpr], Callable[[Any, Any], Any]] = {
@@ -318,7 +334,7 @@ class _Compiler:
     def compile(self, node: nodes.Node, *, lenient: bool) -> Evaluate:
         match node:
             case nodes.Const():
-                return _constant(node.value)
+                return _constant(self._literal(node))
             case nodes.TemplateData():
                 return _constant(node.data)
             case nodes.Name():
@@ -347,7 +363,7 @@ class _Compiler:
                 return _text([self.top(part) for part in node.nodes])
             case nodes.List() | nodes.Tuple():
                 items = [self.top(item) for item in node.items]
-                return lambda scope: [item(scope) for item in items]
+                return lambda scope: [value for item in items if (value := item(scope)) is not OMIT]
             case nodes.Dict():
                 return self._dict(node)
             case nodes.BinExpr() if type(node) in _BINARY:
@@ -355,10 +371,21 @@ class _Compiler:
                 return lambda scope: apply(left(scope), right(scope))
         _fail_at(self.source, node.lineno, "this is not allowed in an expression")
 
+    def _literal(self, node: nodes.Const) -> Any:
+        value = node.value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                return _number(value)
+            except ExpressionError as error:
+                _fail_at(self.source, node.lineno, str(error))
+        if isinstance(value, str) and not value.isascii() and _LONE_SURROGATE.search(value):
+            _fail_at(self.source, node.lineno, "the text holds half a character (a lone surrogate)")
+        return value
+
     def _name(self, node: nodes.Name, lenient: bool) -> Evaluate:
         name = node.name
-        if name == "omit":
-            return lambda _: OMIT
+        if name in _NAMED:
+            return _constant(_NAMED[name])
         if name in FUNCTIONS:
             _fail_at(self.source, node.lineno, f"{name} is a function: write {name}()")
         self._allow(name, node.lineno)
@@ -424,9 +451,12 @@ class _Compiler:
         def apply(scope: Scope) -> Any:
             values = [arg(scope) for arg in args]
             named = {key: arg(scope) for key, arg in kwargs.items()}
+            value = inner(scope)
+            if OMIT in (value, *values, *named.values()):
+                raise ExpressionError(_ONLY_WHOLE)
             if function is not None:
-                return function(inner(scope), *values, **named)
-            result = _json(_ENVIRONMENT.call_filter(name, inner(scope), values, named, context=_CONTEXT))
+                return function(value, *values, **named)
+            result = _json(_ENVIRONMENT.call_filter(name, value, values, named, context=_CONTEXT))
             if result is MISSING and not lenient:
                 raise ExpressionError(f"{name} of nothing")
             return result
@@ -446,7 +476,9 @@ class _Compiler:
     def _test(self, node: nodes.Test) -> Evaluate:
         if node.name not in _TESTS:
             _fail_at(self.source, node.lineno, f"there is no test {node.name!r}")
-        args, _ = self._arguments(node)
+        args, kwargs = self._arguments(node)
+        if kwargs:
+            _fail_at(self.source, node.lineno, f"the test {node.name} takes no named arguments")
         if node.name in ("defined", "undefined"):
             inner = self.compile(node.node, lenient=True)
             wanted = node.name == "defined"
@@ -457,8 +489,10 @@ class _Compiler:
     def _call(self, node: nodes.Call) -> Evaluate:
         if not isinstance(node.node, nodes.Name) or node.node.name not in FUNCTIONS:
             _fail_at(self.source, node.lineno, "only now(), uuid() and range(n) can be called")
-        args, _ = self._arguments(node)
+        args, kwargs = self._arguments(node)
         name = node.node.name
+        if kwargs:
+            _fail_at(self.source, node.lineno, f"{name}() takes no named arguments")
         if name == "range":
             return lambda scope: _range(*(arg(scope) for arg in args))
         if args:
@@ -594,13 +628,28 @@ def _range(*bounds: Any) -> list[int]:
 
 def _json(value: Any) -> Any:
     """A filter's result as a JSON value: lazy ones become lists, Jinja2's undefined becomes MISSING."""
-    if isinstance(value, Undefined):
-        return MISSING
-    if isinstance(value, GeneratorType | tuple | map):
-        return [_defined(_json(item)) for item in value]
-    if isinstance(value, str):
-        return _bounded(str(value))
-    return value
+    match value:
+        case Undefined():
+            return MISSING
+        case str():
+            return _bounded(str(value))
+        case None | bool() | dict() | list():
+            return value
+        case int() | float():
+            return _number(value)
+        case GeneratorType() | tuple() | map():
+            return _listed(value)
+    raise ExpressionError(f"{_clip(repr(value))} is no JSON value")
+
+
+def _listed(items: Iterable[Any]) -> list[Any]:
+    result, size = [], 0
+    for item in items:
+        result.append(_defined(_json(item)))
+        size += len(item) if isinstance(item, str) else 0
+        if size > MAX_TEXT:
+            raise ExpressionError("the texts are too long")
+    return result
 
 
 def _defined(value: T) -> T:
@@ -614,7 +663,28 @@ def _defined(value: T) -> T:
 
 def _join(items: Iterable[Any], separator: str = "", attribute: str | None = None) -> str:
     values = items if attribute is None else [_defined(_item(item, attribute)) for item in items]
-    return _bounded(separator.join(as_text(value) for value in values))
+    texts: list[str] = []
+    size = 0
+    for value in values:
+        texts.append(as_text(value))
+        size += len(texts[-1]) + len(separator)
+        if size > MAX_TEXT + len(separator):
+            raise ExpressionError("the text is too long")
+    return separator.join(texts)
+
+
+def _replace(value: Any, old: str, new: str, count: int | None = None) -> str:
+    text = str(value)
+    hits = text.count(old) if count is None or count < 0 else min(text.count(old), count)
+    if len(text) + hits * (len(new) - len(old)) > MAX_TEXT:
+        raise ExpressionError("the text is too long")
+    return text.replace(old, new, -1 if count is None else count)
+
+
+def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
+    if abs(precision) > MAX_PRECISION:
+        raise ExpressionError(f"round is limited to {MAX_PRECISION} digits")
+    return _number(FILTERS["round"](_number(value), precision, method))
 
 
 def _merge(value: Any, other: Any) -> dict[str, Any]:
@@ -643,6 +713,8 @@ _OWN_FILTERS: dict[str, Callable[..., Any]] = {
     "plus": _shift(1),
     "minus": _shift(-1),
     "date": _date,
+    "replace": _replace,
+    "round": _round,
     "tojson": lambda value: msgspec.json.encode(value).decode(),
 }
 _JINJA_FILTERS = [
@@ -661,8 +733,6 @@ _JINJA_FILTERS = [
     "min",
     "reject",
     "rejectattr",
-    "replace",
-    "round",
     "select",
     "selectattr",
     "sort",

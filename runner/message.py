@@ -107,18 +107,17 @@ def read_message(delivery: Delivery, event_type: str, received_at: datetime) -> 
     `event_type` is what the project calls it. Raises EnvelopeError.
     """
     properties = delivery.properties
-    attributes = _attributes(properties.headers)
-    data = delivery.body
-    if (properties.content_type or "").lower().startswith("application/cloudevents"):
+    if _is_structured(properties):
         attributes, data = _structured(delivery.body)
-    own_id = attributes.get("id") or properties.message_id
-    app = properties.app_id
+    else:
+        attributes, data = _attributes(properties.headers), delivery.body
+    own_id, source = _identity(attributes, properties)
     ident = own_id or new_id()
     return Message(
         meta=Meta(
             id=ident,
             type=event_type,
-            source=attributes.get("source") or (f"/amqp/{app}" if app else "/amqp"),
+            source=source,
             subject=attributes.get("subject"),
             time=_time(attributes.get("time"), properties.timestamp or received_at),
             correlation_id=attributes.get("correlationid") or properties.correlation_id or ident,
@@ -132,15 +131,13 @@ def read_message(delivery: Delivery, event_type: str, received_at: datetime) -> 
 
 def claimed_type(delivery: Delivery) -> tuple[str, ...]:
     """The names under which a delivery might be known, best first: routing key, `ce-type`, AMQP `type`."""
-    properties = delivery.properties
-    if (properties.content_type or "").lower().startswith("application/cloudevents"):
-        try:
-            ce_type = _structured(delivery.body)[0].get("type")
-        except EnvelopeError:
-            ce_type = None
-    else:
-        ce_type = _attributes(properties.headers).get("type")
-    return tuple(name for name in (delivery.routing_key, ce_type, properties.type) if name)
+    ce_type = _readable_attributes(delivery).get("type")
+    return tuple(name for name in (delivery.routing_key, ce_type, delivery.properties.type) if name)
+
+
+def identity(delivery: Delivery) -> tuple[str | None, str]:
+    """The id, if it has one, and the source by which a delivery's duplicates are told, also of a broken one."""
+    return _identity(_readable_attributes(delivery), delivery.properties)
 
 
 def event_message(
@@ -177,27 +174,59 @@ def event_message(
     )
 
 
+def _is_structured(properties: Properties) -> bool:
+    return (properties.content_type or "").lower().startswith("application/cloudevents")
+
+
+def _readable_attributes(delivery: Delivery) -> dict[str, str]:
+    """The attributes of a delivery that may be broken: those of its headers then."""
+    if _is_structured(delivery.properties) and len(delivery.body) <= MAX_BODY_BYTES:
+        try:
+            return _structured(delivery.body)[0]
+        except EnvelopeError:
+            pass
+    return _attributes(delivery.properties.headers)
+
+
+def _identity(attributes: Mapping[str, str], properties: Properties) -> tuple[str | None, str]:
+    app = properties.app_id
+    source = attributes.get("source") or (f"/amqp/{app}" if app else "/amqp")
+    return attributes.get("id") or properties.message_id or None, source
+
+
 def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for key, value in headers.items():
         for prefix in _PREFIXES:
             if key.startswith(prefix):
-                found[key[len(prefix) :].lower()] = rfc3339(value) if isinstance(value, datetime) else str(value)
+                found[key[len(prefix) :].lower()] = _header(value)
     return found
+
+
+def _header(value: Any) -> str:
+    if isinstance(value, datetime):
+        return rfc3339(value if value.tzinfo else value.replace(tzinfo=UTC))
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _structured(body: bytes) -> tuple[dict[str, str], bytes]:
     try:
         envelope = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise EnvelopeError("invalid_json", f"the CloudEvent is not a JSON object: {error}") from None
     data = envelope.pop("data", None)
     if data is None:
         raise EnvelopeError("bad_envelope", "the CloudEvent has no data")
-    try:
-        attributes = {key: msgspec.json.decode(value, type=str) for key, value in envelope.items()}
-    except msgspec.DecodeError:
-        raise EnvelopeError("bad_envelope", "a CloudEvent's attributes are texts") from None
+    attributes = {}
+    for key, raw in envelope.items():
+        try:
+            value = decode_json(bytes(raw))
+        except ValueError as error:
+            raise EnvelopeError("invalid_json", f'the CloudEvent\'s "{key}" is not JSON: {error}') from None
+        if isinstance(value, dict | list):
+            raise EnvelopeError("bad_envelope", f'the CloudEvent\'s "{key}" is no text, number or boolean')
+        if value is not None:  # null is as good as absent (CloudEvents, JSON format, 3.1)
+            attributes[key] = value if isinstance(value, str) else bytes(raw).decode()
     return attributes, bytes(data)
 
 

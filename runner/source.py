@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 Scalar = None | bool | int | float | str
+
+_ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|\r?\n[ \t]*|.)")
+_FOLD = re.compile(r"[ \t]*(?:\r?\n[ \t]*)+")
+_BREAK = re.compile(r"\r?\n")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -29,6 +35,20 @@ class Span:
         return f"{self.filename}:{self.start.line}:{self.start.column}"
 
 
+class Lines:
+    """Offsets of a text → positions in it."""
+
+    def __init__(self, text: str) -> None:
+        self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
+        self._length = len(text)
+
+    def position(self, offset: int) -> Position:
+        """The place of a character; of the text's end for what lies beyond it."""
+        offset = min(offset, self._length)
+        line = bisect_right(self._starts, offset)
+        return Position(offset, line, offset - self._starts[line - 1] + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """Any YAML value, with its place."""
@@ -43,9 +63,14 @@ class ScalarNode(Node):
     value: Scalar
     raw: str
 
+    @property
+    def text(self) -> str:
+        """What it is called as a key: JSON has texts only, so `7`, `true` and `null` are as they are written."""
+        return self.value if isinstance(self.value, str) else self.raw
+
     def part(self, start: int, length: int = 1) -> Span:
-        """The span of `value[start:start + length]` inside the file; the whole scalar's where escapes or
-        folding make that unknowable."""
+        """The span of `value[start:start + length]` inside the file, however the file writes the value; the whole
+        scalar's for what is no part of it."""
         return _part(self, start, length)
 
 
@@ -64,26 +89,27 @@ class MappingNode(Node):
 
     def get(self, key: str) -> Node | None:
         """The value of a key, or None."""
-        return next((value for name, value in self.entries if name.value == key), None)
+        return next((value for name, value in self.entries if name.text == key), None)
 
     def key(self, key: str) -> ScalarNode | None:
         """The key's own node, for pointing at it."""
-        return next((name for name, _ in self.entries if name.value == key), None)
+        return next((name for name, _ in self.entries if name.text == key), None)
 
     def items(self) -> Iterator[tuple[str, ScalarNode, Node]]:
-        """(key, key's node, value's node), for keys that are text."""
+        """(key, key's node, value's node)."""
         for name, value in self.entries:
-            if isinstance(name.value, str):
-                yield name.value, name, value
+            yield name.text, name, value
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One parsed file: its text, and its root (None for an empty or unreadable one)."""
+    """One file: its text, with its own line ends, and its root (None if it is empty, unreadable or not YAML)."""
 
     filename: str
     text: str
     root: Node | None
+    skipped_bytes: int = 0
+    """Bytes of the file before `text`: a byte-order mark's."""
 
     @property
     def start(self) -> Span:
@@ -99,7 +125,7 @@ def plain(node: Node | None) -> object:
         case SequenceNode():
             return [plain(item) for item in node.items]
         case MappingNode():
-            return {str(key.value): plain(value) for key, value in node.entries}
+            return {key.text: plain(value) for key, value in node.entries}
     return None
 
 
@@ -122,42 +148,81 @@ def _part(node: ScalarNode, start: int, length: int) -> Span:
     value = node.value
     if not isinstance(value, str):
         return node.span
-    lines = value[:start].split("\n")
-    target = value.split("\n")[len(lines) - 1]
-    column = len(lines[-1])
-    if "\n" not in value:
-        at = node.raw.find(value)
-        if at < 0 or "\n" in node.raw[:at]:
-            return _in_folded(node, value, start, length)
-        return _shift(node.span, node.span.start, at + start, length)
-    return _in_block(node, target, column, len(lines) - 1, length)
-
-
-def _in_folded(node: ScalarNode, value: str, start: int, length: int) -> Span:
-    """A value that the file writes over several lines, or with escapes: find the word that begins there."""
-    word = value[start : start + length].split("\n")[0].strip()
-    if word and value.count(word) == 1 and node.raw.count(word) == 1:
-        return _span_at(node, node.raw.index(word), len(word))
-    return node.span
-
-
-def _in_block(node: ScalarNode, target: str, column: int, index: int, length: int) -> Span:
-    """A literal block (`|`): its n-th line stands on the n-th line after the indicator."""
-    raw_lines = node.raw.split("\n")
-    if index + 1 >= len(raw_lines) or not target or target not in raw_lines[index + 1]:
+    places = _block_places(node.raw, value) if node.raw[:1] in ("|", ">") else _flow_places(node.raw, value)
+    if places is None or start >= len(value):
         return node.span
-    offset = sum(len(line) + 1 for line in raw_lines[: index + 1]) + raw_lines[index + 1].index(target)
-    return _span_at(node, offset + column, min(length, len(target) - column) or 1)
+    begin, end = places[start], places[min(start + length, len(value))]
+    return Span(node.span.filename, _moved(node, begin), _moved(node, max(end, begin + 1)))
 
 
-def _span_at(node: ScalarNode, offset: int, length: int) -> Span:
-    before = node.raw[:offset]
-    line = node.span.start.line + before.count("\n")
-    column = offset - before.rindex("\n") if "\n" in before else node.span.start.column + offset
-    start = Position(node.span.start.offset + offset, line, column)
-    return Span(node.span.filename, start, Position(start.offset + length, line, column + length))
+def _moved(node: ScalarNode, by: int) -> Position:
+    """The position so many characters after the beginning of a scalar's text."""
+    before, origin = node.raw[:by], node.span.start
+    line = origin.line + before.count("\n")
+    column = by - before.rindex("\n") if "\n" in before else origin.column + by
+    return Position(origin.offset + by, line, column)
 
 
-def _shift(span: Span, origin: Position, by: int, length: int) -> Span:
-    start = Position(origin.offset + by, origin.line, origin.column + by)
-    return Span(span.filename, start, Position(start.offset + length, start.line, start.column + length))
+def _flow_places(raw: str, value: str) -> list[int] | None:
+    """Where each character of a plain or quoted scalar's value stands in its text, and where the text ends.
+
+    Folding and escapes as YAML 1.2, chapters 7.3 and 5.7; None if the two do not agree.
+    """
+    quote = raw[:1] if raw[:1] in ("'", '"') else ""
+    places: list[int] = []
+    at = len(quote)
+    while len(places) < len(value):
+        escape = _ESCAPE.match(raw, at) if quote == '"' else None
+        if escape is not None:
+            if "\n" not in escape.group():  # else the line goes on, and stands for nothing
+                places.append(at)
+            at = escape.end()
+        elif quote == "'" and raw.startswith("''", at):
+            places.append(at)
+            at += 2
+        elif (fold := _FOLD.match(raw, at)) is not None:
+            places += [at] * max(1, fold.group().count("\n") - 1)
+            at = fold.end()
+        elif raw[at : at + 1] == value[len(places)]:
+            places.append(at)
+            at += 1
+        else:
+            return None
+    return [*places, at]
+
+
+def _block_places(raw: str, value: str) -> list[int] | None:
+    """As `_flow_places`, of a block scalar (`|` or `>`), YAML 1.2 chapter 8.1."""
+    at = raw.find("\n")
+    content = next((line for line in raw[at + 1 :].split("\n") if line.strip()), "")
+    first = next((line for line in value.split("\n") if line.strip()), "")
+    indent = _leading(content) - _leading(first)
+    if at < 0 or indent < 0:
+        return None
+    places = [at] * (len(value) - len(value.lstrip("\n")))
+    at = _skip_breaks(raw, at, indent)
+    while len(places) < len(value):
+        i = len(places)
+        if at >= len(raw):
+            places.append(len(raw))  # line breaks that end the value
+        elif _BREAK.match(raw, at) is not None:
+            places += [at] * max(1, len(value) - i - len(value[i:].lstrip("\n")))
+            at = _skip_breaks(raw, at, indent)
+        elif raw[at] == value[i]:
+            places.append(at)
+            at += 1
+        else:
+            return None
+    return [*places, at]
+
+
+def _skip_breaks(raw: str, at: int, indent: int) -> int:
+    """Past the line breaks at `at`, and the indentation of the line after each."""
+    while (found := _BREAK.match(raw, at)) is not None:
+        at = found.end()
+        at += min(indent, _leading(raw[at : at + indent]))
+    return at
+
+
+def _leading(text: str) -> int:
+    return len(text) - len(text.lstrip(" "))

@@ -90,11 +90,16 @@ class SqliteFile:
         """Bring a part's tables to the version `len(scripts)`. Raises StoreError if they are newer."""
         await self.write(lambda connection: _migrate(connection, part, scripts, self.path))
 
-    def is_alive(self, session: str) -> bool:
-        """Whether a session's process lives: the kernel holds a lock on its file as long as it does.
+    def new_owner(self) -> str:
+        """A name under which a store or a broker owns rows, for as long as this process lives."""
+        return f"{self.session}/{new_id()}"
 
-        Ask of a session after reading its name in the database: it locks its file before it writes anything.
+    def is_alive(self, owner: str) -> bool:
+        """Whether an owner's process lives: the kernel holds a lock on its session's file as long as it does.
+
+        Ask after reading the name in the database, never before: who begins in between would look dead.
         """
+        session = owner.partition("/")[0]
         folder = self._sessions_folder
         return session == self.session or (folder is not None and _is_locked(folder / session))
 
@@ -273,7 +278,8 @@ def _migrate(connection: sqlite3.Connection, part: str, scripts: tuple[str, ...]
     version = row[0] if row else 0
     if version > len(scripts):
         raise StoreError(
-            f"the store {path} was written by a newer flowrun ({part} version {version}, this one knows {len(scripts)})",
+            f"the store {path} was written by a newer flowrun: "
+            f"{part} version {version}, and this one knows {len(scripts)}",
             hint="run that version, or name another store with --store",
         )
     for script in scripts[version:]:

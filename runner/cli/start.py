@@ -154,7 +154,7 @@ def _say_ready(settings: Settings, project: Project, programs: tuple[Program, ..
         settings.store,
     )
     served = sum(bool(program.routes) for program in programs)
-    _log.info("ready: %d handlers are waiting for events", served)
+    _log.info("ready: %d handler%s waiting for events", served, " is" if served == 1 else "s are")
     external = [event.name for event in plan.events.values() if event.external]
     if external:
         _log.info("in another terminal: flowrun emit %s --data '{…}'", external[0])

@@ -98,7 +98,8 @@ def _step_line(record: StepFinished, stream: object) -> str:
 
 
 def _undo_line(record: UndoFinished, stream: object) -> str:
-    what = f"{record.step_id}  {record.action} {record.target}"
+    step = record.step_id.rpartition(".compensate.")[0]
+    what = f"{step}  undo: {record.action} {record.target}"
     if record.state is StepState.SKIPPED:
         return paint(f"- {what}  not wanted (when)", "bright_black", stream=stream)
     if record.state is StepState.COMPLETED:

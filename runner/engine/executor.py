@@ -84,14 +84,12 @@ class Executor:
     async def _block(self, run: Run, steps: tuple[Step, ...], extra: Extra) -> Outcome:
         output: Any = None
         for step in steps:
-            record = run.history.finished.get(step.id)
-            if record is not None:
-                output = record.output if record.state is not StepState.SKIPPED else output
-                continue
-            outcome = await self._step(run, step, extra)
-            if not isinstance(outcome, Done):
-                return outcome
-            output = outcome.output
+            if step.id not in run.history.finished:
+                outcome = await self._step(run, step, extra)
+                if not isinstance(outcome, Done):
+                    return outcome
+            record = run.history.finished[step.id]
+            output = record.output if record.state is not StepState.SKIPPED else output
         return Done(output)
 
     async def _step(self, run: Run, step: Step, extra: Extra) -> Outcome:
@@ -101,8 +99,12 @@ class Executor:
         if run.owned and self._draining():
             return Parked(self._clock.now())
         started_at = self._started_at(run, step)
-        late = self._deadline_passed(run, step) if run.history.failure is None else None
-        outcome = late or await self._begin(run, step, extra)
+        late = self._too_late(run, step)
+        if late is not None and step.id not in run.history.branches:
+            tried = len(run.history.attempts.get(step.id, ()))
+            run.note(self._finished(run, step, StepState.FAILED, started_at, error=late.error, attempts=tried))
+            return late
+        outcome = await self._begin(run, step, extra)
         if outcome is None:
             run.note(self._skipped(step))
             return Done()
@@ -169,7 +171,8 @@ class Executor:
         """Try once; a failure that is to be repeated parks the run until then."""
         inputs = step.inputs(scope)
         if not isinstance(inputs, dict):
-            return _expression_failed(step, ExpressionError("`with` must give an object"))
+            message = "`with` must give an object"
+            return Failed(Error(type="invalid_input", message=message, retryable=False, step=step.id))
         failed = run.history.attempts.get(key, [])
         attempt = len(failed) + 1
         if run.must_commit:
@@ -188,8 +191,7 @@ class Executor:
         outcome = await use.attempt(self._handlers[step.handler], context, inputs, limit)
         if isinstance(outcome, Done):
             return outcome
-        late = self._deadline_passed(run, step) if run.history.failure is None else None
-        return late or self._retry(run, step, key, outcome, attempt, started)
+        return self._too_late(run, step) or self._retry(run, step, key, outcome, attempt, started)
 
     def _retry(
         self, run: Run, step: Use, key: str, failure: Failed, attempt: int, started: datetime
@@ -221,6 +223,7 @@ class Executor:
 
     async def _failed(self, run: Run, step: Step, failure: Failed, started_at: str, extra: Extra) -> Outcome:
         """A step has failed for good: one of its catches takes the error, or it goes up."""
+        failure = self._masked(failure)
         for number, catch in enumerate(step.catches):
             if failure.of_run or not (catch.types is None or matches(failure.error.type, catch.types)):
                 continue
@@ -285,18 +288,19 @@ class Executor:
         outcome: Done | Failed | Parked | None = None
         state = StepState.COMPLETED
         try:
-            scope = run.scope(undo.id, **extra)
-            if undo.when is not None and undo.id not in run.history.attempts and not holds(undo.when.evaluate(scope)):
+            asked = run.scope(f"{undo.id}\0when", **extra)
+            if undo.when is not None and undo.id not in run.history.attempts and not holds(undo.when.evaluate(asked)):
                 state, outcome = StepState.SKIPPED, Done()
             elif isinstance(undo, Use):
-                outcome = await self._use(run, undo, undo.id, scope)
+                outcome = await self._use(run, undo, undo.id, run.scope(undo.id, **extra))
             else:
-                outcome = self._emit(run, undo, scope)
+                outcome = self._emit(run, undo, run.scope(undo.id, **extra))
         except ExpressionError as error:
             outcome = _expression_failed(undo, error)
         if isinstance(outcome, Parked):
             return outcome
         failed = isinstance(outcome, Failed)
+        outcome = self._masked(outcome) if isinstance(outcome, Failed) else outcome
         run.note(
             UndoFinished(
                 step_id=undo.id,
@@ -324,13 +328,14 @@ class Executor:
         *,
         output: Any = None,
         error: Error | None = None,
+        attempts: int | None = None,
     ) -> StepFinished:
         return StepFinished(
             step_id=step.id,
             action=step.action,
             target=step.target,
             state=state,
-            attempts=self._attempts(run, step),
+            attempts=self._attempts(run, step) if attempts is None else attempts,
             started_at=started_at,
             finished_at=self._now_text(),
             output=output,
@@ -359,8 +364,9 @@ class Executor:
         deadline = run.deadline if run.history.failure is None else None
         return step.timeout_s if deadline is None else min(step.timeout_s, (deadline - now).total_seconds())
 
-    def _deadline_passed(self, run: Run, step: Step) -> Failed | None:
-        deadline = run.deadline
+    def _too_late(self, run: Run, step: Step) -> Failed | None:
+        """The run's own timeout has passed; what undoes has none."""
+        deadline = run.deadline if run.history.failure is None else None
         if deadline is None or self._clock.now() < deadline:
             return None
         limit = run.program.timeout_s
@@ -375,10 +381,20 @@ class Executor:
             type=error.type,
             message=self._mask(error.message),
             retryable=error.retryable,
-            details={key: self._mask(v) if isinstance(v, str) else v for key, v in error.details.items()},
+            details=self._masked_value(error.details),
             step=error.step,
         )
         return Failed(clean, failure.retry_after_s, failure.of_run)
+
+    def _masked_value(self, value: Any) -> Any:
+        match value:
+            case str():
+                return self._mask(value)
+            case list():
+                return [self._masked_value(item) for item in value]
+            case dict():
+                return {self._mask(key): self._masked_value(item) for key, item in value.items()}
+        return value
 
     def _now_text(self) -> str:
         return rfc3339(self._clock.now())
@@ -397,7 +413,7 @@ def _shown(error: Error) -> dict[str, Any]:
 
 
 def _final(run: Run, outcome: Outcome) -> RunState:
-    undone = run.history.undone.values()
-    if isinstance(outcome, Failed) or any(record.state is StepState.FAILED for record in undone):
+    undone = {record.state for record in run.history.undone.values()}
+    if isinstance(outcome, Failed) or StepState.FAILED in undone:
         return RunState.COMPENSATION_FAILED
-    return RunState.COMPENSATED if run.history.undone else RunState.FAILED
+    return RunState.COMPENSATED if StepState.COMPLETED in undone else RunState.FAILED

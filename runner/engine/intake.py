@@ -11,9 +11,19 @@ from typing import Any
 from runner.engine.run import run_id
 from runner.errors import EnvelopeError, ExpressionError
 from runner.expressions import Scope, holds
-from runner.message import MAX_BODY_BYTES, Delivery, Message, claimed_type, decode_json, read_message
+from runner.message import (
+    MAX_BODY_BYTES,
+    Delivery,
+    Message,
+    claimed_type,
+    decode_json,
+    identity,
+    new_id,
+    read_message,
+)
 from runner.plan import Event, Plan, Program
 from runner.records import DeadLetter, Error, RunStarted
+from runner.steps.emit import subject_of
 from runner.times import rfc3339
 from runner.topics import topic_matches
 
@@ -30,8 +40,14 @@ def read(plan: Plan, program: Program, delivery: Delivery, now: datetime, env: M
     event = _event_of(plan, delivery)
     message = read_message(delivery, event.name, now)
     payload = _payload(event, message)
-    message = _with_subject(event, message, payload)
-    scope = {"event": payload, "meta": asdict(message.meta), "env": dict(env)}
+    message = _with_subject(event, message, payload, rfc3339(now))
+    scope = {
+        "event": payload,
+        "meta": asdict(message.meta),
+        "env": dict(env),
+        "now": lambda: rfc3339(now),
+        "uuid": new_id,
+    }
     if not _wanted(program, event, scope):
         return None
     meta = message.meta
@@ -49,9 +65,9 @@ def read(plan: Plan, program: Program, delivery: Delivery, now: datetime, env: M
 
 def dead_letter(program: Program, delivery: Delivery, fault: EnvelopeError, now: datetime) -> DeadLetter:
     """The delivery, kept whole. The same message at the same handler is the same letter."""
-    properties = delivery.properties
-    known = properties.message_id or properties.headers.get("ce-id")
-    ident = uuid.uuid5(_LETTER_IDS, f"{program.name}\0{known}\0{fault.reason}") if known else uuid.uuid4()
+    known, source = identity(delivery)
+    name = f"{program.name}\0{source}\0{known}\0{fault.reason}"
+    ident = uuid.uuid5(_LETTER_IDS, name) if known else uuid.uuid4()
     types = claimed_type(delivery)
     return DeadLetter(
         id=str(ident),
@@ -59,11 +75,11 @@ def dead_letter(program: Program, delivery: Delivery, fault: EnvelopeError, now:
         error=Error(type=fault.reason, message=str(fault), retryable=False),
         handler=program.name,
         type=types[0] if types else None,
-        source=properties.headers.get("ce-source"),
-        message_id=str(known) if known else None,
+        source=source,
+        message_id=known,
         received_at=rfc3339(now),
         body=delivery.body,
-        headers={key: _plain(value) for key, value in properties.headers.items()},
+        headers={key: _plain(value) for key, value in delivery.properties.headers.items()},
         exchange=delivery.exchange,
         routing_key=delivery.routing_key,
     )
@@ -93,14 +109,14 @@ def _payload(event: Event, message: Message) -> Any:
     return payload
 
 
-def _with_subject(event: Event, message: Message, payload: Any) -> Message:
-    if message.meta.subject is not None or event.subject is None:
+def _with_subject(event: Event, message: Message, payload: Any, now: str) -> Message:
+    if message.meta.subject is not None:
         return message
     try:
-        subject = event.subject({"event": payload})
+        subject = subject_of(event, payload, now)
     except ExpressionError as error:
         raise EnvelopeError("expression", f"the subject of {event.name}: {error}") from None
-    return replace(message, meta=replace(message.meta, subject=str(subject)))
+    return replace(message, meta=replace(message.meta, subject=subject))
 
 
 def _wanted(program: Program, event: Event, scope: Scope) -> bool:

@@ -10,6 +10,9 @@ from runner.plan import Jitter, RetryPolicy
 Random = Callable[[], float]
 """Uniform in [0, 1)."""
 
+LONGEST_S = 10 * 365 * 86400.0
+"""No delay is longer, so that none leaves the calendar."""
+
 
 def next_delay_s(policy: RetryPolicy, attempt: int, random: Random) -> float:
     """Seconds from a failed attempt (counted from 1) to the next.
@@ -23,12 +26,19 @@ def next_delay_s(policy: RetryPolicy, attempt: int, random: Random) -> float:
         case "linear":
             delay = policy.delay_s * attempt
         case "exponential":
-            # The exponent is bounded so that unlimited attempts cannot overflow a float.
-            delay = policy.delay_s * policy.multiplier ** min(attempt - 1, 64)
+            delay = _grown(policy, attempt)
     delay = min(delay, policy.max_delay_s)
     if isinstance(policy.jitter, Jitter):
         return delay + policy.jitter.low_s + random() * (policy.jitter.high_s - policy.jitter.low_s)
     return delay * random() if policy.jitter == "full" else delay
+
+
+def _grown(policy: RetryPolicy, attempt: int) -> float:
+    """d·multiplier^(n-1), also where unlimited attempts would overflow a float."""
+    try:
+        return policy.delay_s * float(policy.multiplier) ** (attempt - 1)
+    except OverflowError:
+        return policy.max_delay_s if policy.delay_s else 0.0
 
 
 def matches(error_type: str, patterns: tuple[str, ...]) -> bool:
@@ -55,7 +65,7 @@ def delay_before_next(
         return None
     if policy.max_attempts is not None and attempt >= policy.max_attempts:
         return None
-    delay = max(next_delay_s(policy, attempt, random), failure.retry_after_s or 0.0)
+    delay = min(LONGEST_S, max(next_delay_s(policy, attempt, random), failure.retry_after_s or 0.0))
     if policy.max_duration_s is not None and elapsed_s + delay > policy.max_duration_s:
         return None
     return delay

@@ -38,6 +38,19 @@ def run_id(handler: str, source: str, message_id: str) -> str:
     return str(uuid.uuid5(_RUN_IDS, f"{handler}\0{source}\0{message_id}"))
 
 
+class _Moments(dict[str, Any]):
+    """An object of which some values are of the clock: reading one is told, as reading `now()` is."""
+
+    def __init__(self, values: Mapping[str, Any], told: Callable[[], None]) -> None:
+        super().__init__(values)
+        self._told = told
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key in ("started_at", "time"):
+            self._told()
+        return super().get(key, default)
+
+
 class Run:
     """A run as it goes: `note` records, `commit` makes durable what was noted.
 
@@ -62,6 +75,7 @@ class Run:
         self.owned = False
         """The store has the run: the message may be acknowledged."""
         self.read_clock = False
+        """Some expression saw a time that a crash before the next commit would change."""
         self.state = RunState.RUNNING
         self._store = store
         self._on_commit = on_commit
@@ -74,8 +88,8 @@ class Run:
         trigger = started.trigger
         self._base: dict[str, Any] = {
             "event": decode_json(started.data),
-            "meta": {name: getattr(trigger, name) for name in trigger.__slots__},
-            "run": {"id": started.run_id, "started_at": started.started_at},
+            "meta": _Moments({name: getattr(trigger, name) for name in trigger.__slots__}, self._clock_read),
+            "run": _Moments({"id": started.run_id, "started_at": started.started_at}, self._clock_read),
             "steps": self.history.steps,
             "vars": self.history.variables,
             "env": dict(env),
@@ -128,7 +142,7 @@ class Run:
     @property
     def must_commit(self) -> bool:
         """Something has happened that a crash during the next effect must not undo."""
-        if self._outgoing or (self.read_clock and not self.owned):
+        if self._outgoing or (self.read_clock and (self._records or not self.owned)):
             return True
         return any(not _rides_along(record) for record in self._records)
 
@@ -162,8 +176,12 @@ class Run:
         self._committed += len(self._records)
         self._records, self._events, self._outgoing = [], [], []
         self.owned = True
+        self.read_clock = False
         self._on_commit(change)
         return True
+
+    def _clock_read(self) -> None:
+        self.read_clock = True
 
     def _now(self) -> str:
         self.read_clock = True

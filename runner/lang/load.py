@@ -6,30 +6,36 @@ anything is built, and `on`, `010` and `12:30:45` stay what they look like.
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from json import JSONDecodeError
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
-from runner.diagnostics import Diagnostic, Related, Severity
-from runner.source import Document, MappingNode, Node, Position, Scalar, ScalarNode, SequenceNode, Span
+from runner.diagnostics import Diagnostic, Related, Severity, did_you_mean
+from runner.lang.json_text import parse_json
+from runner.lang.syntax import explain, no_text
+from runner.source import Document, Lines, MappingNode, Node, Position, Scalar, ScalarNode, SequenceNode, Span
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 100
 MAX_ALIASES = 100
 MAX_NODES = 100_000
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {text: text.lower() == "true" for text in ("true", "True", "TRUE", "false", "False", "FALSE")}
-_INT = re.compile(r"[-+]?[0-9]+")
-_BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_INT = re.compile(r"[-+]?[0-9]{1,400}")
+_BASED = re.compile(r"0o[0-7]{1,400}|0x[0-9a-fA-F]{1,400}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_JSON = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_PROPERTIES = re.compile(r"(?:[&!]\S*\s+)+")
+_TAG = re.compile(r"![^\s,\]}]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +46,23 @@ class Sources:
     kept: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file inside the project. Raises OSError, also for what lies outside it."""
+        """The bytes of a file inside the project, no more than one above MAX_BYTES. Raises OSError, also for what
+        lies outside it."""
         if self.root is None:
             if name not in self.kept:
                 raise FileNotFoundError(name)
             return self.kept[name].encode()
         root = self.root.resolve()
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            raise PermissionError(f"{name} lies outside the project")
-        return path.read_bytes()
+        try:
+            path = (root / name).resolve()
+            if not path.is_relative_to(root):
+                raise PermissionError("it lies outside the project")
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise PermissionError("it is no ordinary file")
+            with path.open("rb") as file:
+                return file.read(MAX_BYTES + 1)
+        except (ValueError, RuntimeError) as error:  # a NUL in the name, links in a circle
+            raise FileNotFoundError(str(error)) from None
 
     def flow_files(self) -> tuple[str, ...]:
         """The project's flow files, sorted."""
@@ -61,53 +74,105 @@ class Sources:
 
 def _is_flow_file(name: str) -> bool:
     path = PurePosixPath(name)
+    if path.name.startswith("."):
+        return False  # an editor's
     return path.suffix in (".yaml", ".yml") and not path.stem.endswith(".test") and path.parts[0] == "flows"
 
 
 def load(sources: Sources, name: str) -> tuple[Document, list[Diagnostic]]:
     """One file as a Document, with what is wrong with its text."""
-    nothing = Document(name, "", None)
     try:
         data = sources.read(name)
     except OSError as error:
+        nothing = Document(name, "", None)
         return nothing, [_file_fault(nothing, name, error)]
-    if len(data) > MAX_BYTES:
-        return nothing, [
-            Diagnostic(code="FR008", summary=f"the file is larger than {MAX_BYTES // 1024} KiB", span=nothing.start)
-        ]
     return load_text(name, data)
 
 
 def load_text(name: str, data: bytes) -> tuple[Document, list[Diagnostic]]:
     """A file's bytes as a Document, with what is wrong with its text."""
-    nothing = Document(name, "", None)
+    document, fault = _decode(name, data)
+    if fault is not None:
+        return document, [fault]
+    builder = _Builder(name, document.text)
+    return replace(document, root=builder.build()), builder.diagnostics
+
+
+def load_json(sources: Sources, name: str) -> tuple[Document, list[Diagnostic]]:
+    """A JSON file as a Document, with what is wrong with its text."""
     try:
-        text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        document, fault = _decode(name, sources.read(name))
+    except OSError as error:
+        document = Document(name, "", None)
+        fault = _file_fault(document, name, error)
+    if fault is not None:
+        return document, [fault]
+    try:
+        root, twice = parse_json(name, document.text)
+    except JSONDecodeError as error:
+        lines = Lines(document.text)
+        span = Span(name, lines.position(error.pos), lines.position(error.pos + 1))
+        problem = error.msg[:1].lower() + error.msg[1:]
+        summary = f"this is not JSON: {problem}" if document.text.strip() else "this is not JSON: the file is empty"
+        return document, [Diagnostic(code="FR303", summary=summary, span=span)]
+    return replace(document, root=root), [_twice(key, first) for key, first in twice]
+
+
+def _decode(name: str, data: bytes) -> tuple[Document, Diagnostic | None]:
+    nothing = Document(name, "", None)
+    if len(data) > MAX_BYTES:
+        summary = f"the file is larger than {MAX_BYTES // 1024} KiB"
+        return nothing, Diagnostic(code="FR008", summary=summary, span=nothing.start)
+    skipped = len(_BYTE_ORDER_MARK) if data.startswith(_BYTE_ORDER_MARK) else 0
+    try:
+        text = data[skipped:].decode()
     except UnicodeDecodeError as error:
-        summary = f"the file is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start})"
-        return nothing, [Diagnostic(code="FR002", summary=summary, span=nothing.start, help="save the file as UTF-8")]
-    builder = _Builder(name, text.replace("\r\n", "\n"))
-    return builder.build(), builder.diagnostics
+        at = skipped + error.start
+        summary = f"the file is not UTF-8 text (byte 0x{data[at]:02x} at offset {at})"
+        return nothing, Diagnostic(code="FR002", summary=summary, span=nothing.start, help="save the file as UTF-8")
+    return Document(name, text, None, skipped), None
 
 
 def _file_fault(document: Document, name: str, error: OSError) -> Diagnostic:
     reason = error.strerror or str(error)
+    help = None
     if isinstance(error, FileNotFoundError):
         reason = "there is no such file"
-    return Diagnostic(code="FR001", summary=f"{name} cannot be read: {reason.lower()}", span=document.start)
+    elif isinstance(error, IsADirectoryError):
+        reason = "it is a folder"
+        help = "flow files stand in flows/ itself"
+    summary = f"{name} cannot be read: {reason}"
+    return Diagnostic(code="FR001", summary=summary, span=document.start, help=help)
+
+
+def _twice(key: ScalarNode, first: ScalarNode) -> Diagnostic:
+    related = (Related("the first one is here", first.span),)
+    return Diagnostic(code="FR003", summary=f'key "{key.text}" is given twice', span=key.span, related=related)
 
 
 class _Stop(Exception):
     """The rest of the file cannot be read."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Anchored:
+    """What `&name` stands at, with how many values it has and how many levels."""
+
+    node: Node
+    size: int
+    depth: int
+
+
 @dataclass(slots=True)
 class _Collection:
+    """A mapping or list whose end has not come yet."""
+
     start: Position
     anchor: str | None
     is_mapping: bool
-    children: list[Node]
+    children: list[Node] = field(default_factory=list)
     size: int = 1
+    depth: int = 1
 
 
 class _Builder:
@@ -117,26 +182,32 @@ class _Builder:
         self.name = name
         self.text = text
         self.diagnostics: list[Diagnostic] = []
+        self._lines = Lines(text)
         self._stack: list[_Collection] = []
-        self._anchors: dict[str, tuple[Node, int]] = {}
+        self._anchors: dict[str, _Anchored] = {}
         self._aliases = 0
         self._nodes = 0
         self._root: Node | None = None
         self._documents = 0
 
-    def build(self) -> Document:
+    def build(self) -> Node | None:
+        """The root; None if the file is empty or cannot be read to its end."""
+        fault = no_text(self.name, self.text, self._lines)
+        if fault is not None:
+            self.diagnostics.append(fault)
+            return None
         try:
             self._read()
         except _Stop:
-            return Document(self.name, self.text, None)
+            return None
         except yaml.YAMLError as error:
-            self._syntax(error)
-            return Document(self.name, self.text, None)
-        document = Document(self.name, self.text, self._root)
-        if self._root is None or (isinstance(self._root, ScalarNode) and self._root.value is None):
-            self._report("FR005", "the file is empty", document.start, severity=Severity.WARNING)
-            return Document(self.name, self.text, None)
-        return document
+            self.diagnostics.append(explain(self.name, self.text, self._lines, error))
+            return None
+        if self._root is None or (isinstance(self._root, ScalarNode) and not self._root.raw):
+            start = Document(self.name, self.text, None).start
+            self._report("FR005", "the file is empty", start, severity=Severity.WARNING)
+            return None
+        return self._root
 
     def _read(self) -> None:
         for event in yaml.parse(self.text, Loader=_LOADER):
@@ -157,15 +228,15 @@ class _Builder:
     def _begin(self, event: yaml.CollectionStartEvent) -> None:
         span = self._span(event)
         if event.tag is not None and not event.implicit:
-            self._report("FR004", f"tags are not allowed: {event.tag}", span)
+            self._tag(span)
         if len(self._stack) >= MAX_DEPTH:
             self._stop("FR008", f"nested deeper than {MAX_DEPTH} levels", span)
         is_mapping = isinstance(event, yaml.MappingStartEvent)
-        self._stack.append(_Collection(span.start, event.anchor, is_mapping, []))
+        self._stack.append(_Collection(span.start, event.anchor, is_mapping))
 
     def _end(self, event: yaml.CollectionEndEvent) -> None:
         frame = self._stack.pop()
-        end = _position(event.end_mark)
+        end = self._lines.position(_index(event.end_mark))
         if frame.children and frame.children[-1].span.end.offset < end.offset:
             closing = self.text[end.offset - 1 : end.offset] in ("]", "}")
             end = end if closing else max(frame.children[-1].span.end, frame.start)
@@ -175,32 +246,46 @@ class _Builder:
             node = MappingNode(span, self._entries(frame.children))
         else:
             node = SequenceNode(span, tuple(frame.children))
-        self._add(node, frame.anchor, frame.size)
+        self._nodes += 1
+        self._add(_Anchored(node, frame.size, frame.depth), frame.anchor)
 
     def _scalar(self, event: yaml.ScalarEvent) -> None:
-        span = self._span(event)
+        start, end = _index(event.start_mark), _index(event.end_mark)
         if event.tag is not None:
-            self._report("FR004", f"tags are not allowed: {event.tag}", span)
-        raw = self.text[span.start.offset : span.end.offset]
+            self._tag(self._span(event))
+        if event.tag is not None or event.anchor is not None:
+            properties = _PROPERTIES.match(self.text, start, end)
+            start = properties.end() if properties is not None else end
+        raw = self.text[start:end].rstrip()  # a block's last line ends with it
+        span = Span(self.name, self._lines.position(start), self._lines.position(start + len(raw)))
         value: Scalar = event.value
         if event.implicit[0] and not event.style:
             value = self._resolve(event.value, span)
-        self._add(ScalarNode(span, value, raw), event.anchor, 1)
+        self._nodes += 1
+        self._add(_Anchored(ScalarNode(span, value, raw), 1, 0), event.anchor)
+
+    def _tag(self, span: Span) -> None:
+        found = _TAG.search(self.text, span.start.offset)
+        assert found is not None
+        start, end = self._lines.position(found.start()), self._lines.position(found.end())
+        self._report(
+            "FR004", f"tags are not allowed: {found.group()}", Span(self.name, start, end), help="leave it out"
+        )
 
     def _resolve(self, text: str, span: Span) -> Scalar:
         if text in _NULL:
             return None
         if text in _BOOL:
             return _BOOL[text]
-        if len(text) <= 400 and _INT.fullmatch(text):
+        if _INT.fullmatch(text):
             return int(text)
         if _BASED.fullmatch(text):
             return int(text, 0)
-        if _NOT_JSON.fullmatch(text):
-            self._report("FR011", f"{text} is a number that JSON cannot carry", span, help="quote it to mean text")
-        elif _FLOAT.fullmatch(text):
-            return float(text)
-        return text
+        number = float(text) if _FLOAT.fullmatch(text) else None
+        if _NOT_JSON.fullmatch(text) or (number is not None and math.isinf(number)):
+            self._report("FR011", f"JSON cannot carry the number {text}", span, help="quote it to mean text")
+            return text
+        return text if number is None else number
 
     def _alias(self, event: yaml.AliasEvent) -> None:
         span = self._span(event)
@@ -210,37 +295,50 @@ class _Builder:
         if self._aliases > MAX_ALIASES:
             self._stop("FR008", f"more than {MAX_ALIASES} aliases", span)
         if event.anchor not in self._anchors:
-            self._stop("FR007", f"there is no anchor &{event.anchor} before this", span)
-        node, size = self._anchors[event.anchor]
-        self._add(node, None, size)
-
-    def _add(self, node: Node, anchor: str | None, size: int) -> None:
-        self._nodes += size if size > 1 and anchor is None else 1
+            help = "quote it to mean text" if not self._anchors else did_you_mean(str(event.anchor), self._anchors)
+            self._stop("FR007", f"there is no anchor &{event.anchor} before this", span, help=help)
+        anchored = self._anchors[event.anchor]
+        self._nodes += anchored.size
         if self._nodes > MAX_NODES:
-            self._stop("FR008", f"more than {MAX_NODES} values after its aliases are expanded", node.span)
+            self._stop("FR008", f"more than {MAX_NODES} values once its aliases are expanded", span)
+        if len(self._stack) + anchored.depth > MAX_DEPTH:
+            self._stop("FR008", f"nested deeper than {MAX_DEPTH} levels once its aliases are expanded", span)
+        self._add(anchored, None)
+
+    def _add(self, part: _Anchored, anchor: str | None) -> None:
+        if self._nodes > MAX_NODES:
+            self._stop("FR008", f"more than {MAX_NODES} values", part.node.span)
         if anchor is not None:
-            self._anchors[anchor] = (node, size)
+            self._anchors[anchor] = part
         if self._stack:
-            self._stack[-1].children.append(node)
-            self._stack[-1].size += size
+            parent = self._stack[-1]
+            parent.children.append(part.node)
+            parent.size += part.size
+            parent.depth = max(parent.depth, part.depth + 1)
         else:
-            self._root = node
+            self._root = part.node
 
     def _entries(self, children: list[Node]) -> tuple[tuple[ScalarNode, Node], ...]:
-        own: dict[Scalar, tuple[ScalarNode, Node]] = {}
-        merged: dict[Scalar, tuple[ScalarNode, Node]] = {}
+        own: dict[str, tuple[ScalarNode, Node]] = {}
+        merged: dict[str, tuple[ScalarNode, Node]] = {}
         for key, value in zip(children[::2], children[1::2], strict=True):
             if not isinstance(key, ScalarNode):
-                self._report("FR007", "a key must be a plain word, not a list or a mapping", key.span)
+                self._no_key(key)
             elif key.raw == "<<":
                 for name, item in self._merge(value):
-                    merged.setdefault(name.value, (name, item))
-            elif key.value in own:
-                first = Related("the first one is here", own[key.value][0].span)
-                self._report("FR003", f'key "{key.value}" is given twice', key.span, related=(first,))
+                    merged.setdefault(name.text, (name, item))
+            elif key.text in own:
+                self.diagnostics.append(_twice(key, own[key.text][0]))
             else:
-                own[key.value] = (key, value)
+                own[key.text] = (key, value)
         return tuple(own.values()) + tuple(item for name, item in merged.items() if name not in own)
+
+    def _no_key(self, node: Node) -> None:
+        if self.text.startswith("{{", node.span.start.offset - 1):
+            summary, help = "without quotes, {{ is a mapping in a mapping", 'quote the template: "{{ … }}"'
+            self._report("FR007", summary, node.span, help=help)
+        else:
+            self._report("FR007", "a key must be a word, not a list or a mapping", node.span)
 
     def _merge(self, value: Node) -> Iterator[tuple[ScalarNode, Node]]:
         if isinstance(value, MappingNode):
@@ -251,25 +349,9 @@ class _Builder:
         else:
             self._report("FR007", "<< takes a mapping or a list of mappings", value.span)
 
-    def _syntax(self, error: yaml.YAMLError) -> None:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        position = _position(mark) if mark is not None else Position(0, 1, 1)
-        span = Span(self.name, position, Position(position.offset + 1, position.line, position.column + 1))
-        related: tuple[Related, ...] = ()
-        context_mark = getattr(error, "context_mark", None)
-        if context_mark is not None and getattr(error, "context", None):
-            place = _position(context_mark)
-            related = (Related(str(error.context), Span(self.name, place, place)),)  # type: ignore[attr-defined]
-        if self.text[position.offset : position.offset + 1] == "\t":
-            self._report("FR006", "tabs cannot indent YAML", span, help="use spaces")
-        elif isinstance(error, yaml.reader.ReaderError) or "control characters" in str(problem):
-            self._report("FR002", "the file holds characters that are not text", span)
-        else:
-            self._report("FR007", f"this is not YAML: {problem}", span, related=related)
-
     def _span(self, event: yaml.Event) -> Span:
-        return Span(self.name, _position(event.start_mark), _position(event.end_mark))
+        start, end = _index(event.start_mark), _index(event.end_mark)
+        return Span(self.name, self._lines.position(start), self._lines.position(end))
 
     def _report(
         self,
@@ -285,26 +367,11 @@ class _Builder:
             Diagnostic(code=code, summary=summary, span=span, severity=severity, help=help, related=related)
         )
 
-    def _stop(self, code: str, summary: str, span: Span) -> NoReturn:
-        self._report(code, summary, span)
+    def _stop(self, code: str, summary: str, span: Span, *, help: str | None = None) -> NoReturn:
+        self._report(code, summary, span, help=help)
         raise _Stop
 
 
-def _position(mark: yaml.Mark) -> Position:
-    return Position(mark.index, mark.line + 1, mark.column + 1)
-
-
-def load_json(sources: Sources, name: str) -> tuple[Document, list[Diagnostic]]:
-    """A JSON file (JSON is YAML's flow style) as a Document; its faults are named as JSON's."""
-    document, faults = load(sources, name)
-    if document.root is not None or not faults:
-        try:
-            json.loads(document.text)
-        except (ValueError, RecursionError) as error:
-            line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
-            place = Position(getattr(error, "pos", 0), line, column)
-            message = getattr(error, "msg", str(error))
-            span = Span(name, place, Position(place.offset + 1, line, column + 1))
-            faults = [Diagnostic(code="FR303", summary=f"{name} is not JSON: {message}", span=span)]
-            return Document(name, document.text, None), faults
-    return document, faults
+def _index(mark: Any) -> int:
+    """A mark's place in characters; PyYAML's events all have theirs."""
+    return int(mark.index)

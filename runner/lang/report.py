@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from unicodedata import combining, east_asian_width
 
 from runner.diagnostics import Diagnostic, Severity
 from runner.source import Document, Position, Span
+
+WIDTH = 120
+_UNSAFE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 Paint = Callable[[str, str], str]
 """(text, colour) → text; colours are `red`, `yellow`, `blue`, `bold`."""
@@ -42,7 +47,8 @@ def as_json(diagnostics: Sequence[Diagnostic], documents: Mapping[str, Document]
         "warning_count": len(diagnostics) - errors,
         "diagnostics": [_json_one(d, documents) for d in diagnostics],
     }
-    return json.dumps(report, ensure_ascii=False, indent=2)
+    text = json.dumps(report, ensure_ascii=False, indent=2)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def summary(diagnostics: Sequence[Diagnostic], files: int) -> str:
@@ -56,10 +62,7 @@ def summary(diagnostics: Sequence[Diagnostic], files: int) -> str:
 
 def printable(text: str) -> str:
     """Text without control and direction characters, so that no file can write to the terminal."""
-    return "".join(
-        c if (c.isprintable() and not "\u202a" <= c <= "\u202e" and not "\u2066" <= c <= "\u2069") else "�"
-        for c in text.replace("\t", " ").replace("\n", " ")
-    )
+    return "".join(c if c.isprintable() else "�" for c in text.replace("\t", " ").replace("\n", " "))
 
 
 def _one(d: Diagnostic, documents: Mapping[str, Document], paint: Paint) -> str:
@@ -68,19 +71,20 @@ def _one(d: Diagnostic, documents: Mapping[str, Document], paint: Paint) -> str:
     number = str(d.span.start.line)
     margin = " " * len(number)
     lines = [head, f"{margin}{paint('-->', 'blue')} {printable(str(d.span))}"]
+    help = f"help: {printable(d.help)}" if d.help else ""
     text = _line(documents, d.span)
     if text is not None:
         bar = paint("|", "blue")
-        note = " ".join(filter(None, [d.label, f"help: {printable(d.help)}" if d.help else None]))
         shown, caret, width = _window(text, d.span)
-        carets = paint("^" * width, colour)
+        beside = help if caret + width + len(help) <= WIDTH else ""
+        help = "" if beside else help
         lines += [
             f"{margin} {bar}",
-            f"{paint(number, 'blue')} {bar} {shown}",
-            f"{margin} {bar} {' ' * caret}{carets} {note}".rstrip(),
+            f"{paint(number, 'blue')} {bar} {shown}".rstrip(),
+            f"{margin} {bar} {' ' * caret}{paint('^' * width, colour)} {beside}".rstrip(),
         ]
-    elif d.help:
-        lines.append(f"{margin} {paint('=', 'blue')} help: {printable(d.help)}")
+    if help:
+        lines.append(f"{margin} {paint('=', 'blue')} {help}")
     for related in d.related:
         lines.append(f"{margin} {paint('=', 'blue')} {printable(related.message)}: {printable(str(related.span))}")
     return "\n".join(lines)
@@ -91,17 +95,24 @@ def _line(documents: Mapping[str, Document], span: Span) -> str | None:
     if document is None or not document.text:
         return None
     lines = document.text.split("\n")
-    return lines[span.start.line - 1] if span.start.line <= len(lines) else None
+    return lines[span.start.line - 1].removesuffix("\r") if span.start.line <= len(lines) else None
 
 
 def _window(text: str, span: Span) -> tuple[str, int, int]:
-    """The line, the caret's place in it and its width; a long line is cut around the caret."""
+    """The line, the caret's place in it and its width, in columns of a terminal; a long line is cut around the
+    caret."""
     at = span.start.column - 1
     same_line = span.end.line == span.start.line
-    width = max(1, (span.end.column if same_line else len(text) + 1) - span.start.column)
-    start = 0 if at < 120 else at - 40
-    shown = text[start : start + 160]
-    return printable(shown), at - start, min(width, max(1, len(shown) - (at - start)))
+    length = max(1, min(span.end.column - 1 if same_line else len(text), len(text)) - at)
+    start = 0 if at < WIDTH else at - 40
+    shown = text[start : start + WIDTH + 40]
+    marked = shown[at - start : at - start + length]
+    return printable(shown), _columns(shown[: at - start]), max(1, _columns(marked))
+
+
+def _columns(text: str) -> int:
+    """How wide a terminal shows a text: East Asian characters and emoji take two columns, accents none."""
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _json_one(d: Diagnostic, documents: Mapping[str, Document]) -> dict[str, object]:
@@ -120,10 +131,10 @@ def _json_one(d: Diagnostic, documents: Mapping[str, Document]) -> dict[str, obj
 
 def _range(span: Span, documents: Mapping[str, Document]) -> dict[str, object]:
     document = documents.get(span.filename)
-    text = document.text if document is not None else ""
+    text, skipped = (document.text, document.skipped_bytes) if document is not None else ("", 0)
 
     def place(position: Position) -> dict[str, int]:
-        byte = len(text[: position.offset].encode())
+        byte = skipped + len(text[: position.offset].encode(errors="surrogatepass"))
         return {"line": position.line, "column": position.column, "byte": byte}
 
     return {"filename": span.filename, "start": place(span.start), "end": place(span.end)}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.errors import ExpressionError
+from runner.expressions import as_text
 from runner.message import Meta, Outgoing, encode_json, event_message, new_id
 from runner.plan import Event
 from runner.records import EventRecord
@@ -20,6 +21,16 @@ class Emitter:
     source: str
     cause: Meta | None = None
     trace: Mapping[str, str] | None = None
+
+
+def subject_of(event: Event, data: Any, now: str) -> str | None:
+    """The object that an event with this payload is about. Raises ExpressionError."""
+    if event.subject is None:
+        return None
+    value = event.subject({"event": data, "now": lambda: now, "uuid": new_id})
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return as_text(value)
+    raise ExpressionError(f"the subject of {event.name} must be text")
 
 
 class PayloadError(Exception):
@@ -43,11 +54,8 @@ def build(
     misfit = event.check(data)
     if misfit is not None:
         raise PayloadError(f"{event.name} does not fit its schema: {misfit}")
-    if subject is None and event.subject is not None:
-        value = event.subject({"event": data})
-        if not isinstance(value, str):
-            raise ExpressionError(f"the subject of {event.name} must be text")
-        subject = value
+    if subject is None:
+        subject = subject_of(event, data, now)
     event_id = new_id() if ident is None else ident
     cause = emitter.cause
     meta = Meta(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
-from runner.errors import NotFoundError
+from runner.errors import NotFoundError, StoreError
 from runner.message import Meta, Outgoing, Properties
 from runner.records import (
     Backlog,
@@ -40,24 +42,32 @@ class SqliteStore:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
+        self._owner = ""
 
     async def __aenter__(self) -> SqliteStore:
         await self._file.__aenter__()
         schema = files("runner.stores").joinpath("sqlite_schema.sql").read_text()
-        await self._file.migrate("store", (schema,))
+        try:
+            await self._file.migrate("store", (schema,))
+        except BaseException:
+            await self._file.__aexit__()
+            raise
+        self._owner = self._file.new_owner()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with contextlib.suppress(StoreError):  # what is not put down now is, once this process is gone
+            await self._file.write(self._leave)
         await self._file.__aexit__()
 
     # --- Store
 
     async def commit(self, change: Change) -> bool:
         """See `Store.commit`."""
-        session = self._file.session
-        return await self._file.write(lambda connection: _apply(connection, change, session))
+        owner = self._owner
+        return await self._file.write(lambda connection: _apply(connection, change, owner))
 
     async def bury(self, letter: DeadLetter) -> None:
         """See `Store.bury`."""
@@ -66,13 +76,11 @@ class SqliteStore:
 
     async def take(self, now: datetime, limit: int) -> Sequence[StoredRun]:
         """See `Store.take`."""
-        live = set(self._file.live_sessions())
-        return await self._file.write(lambda c: self._take(c, live, rfc3339(now), limit))
+        return await self._file.write(lambda c: self._take(c, rfc3339(now), limit))
 
     async def outbox(self, limit: int, *, refused: bool = False) -> Sequence[OutboxRow]:
         """See `Store.outbox`."""
-        session = self._file.session
-        return await self._file.write(lambda c: _take_outbox(c, session, limit, refused))
+        return await self._file.write(lambda c: self._take_outbox(c, limit, refused))
 
     async def sent(self, results: Mapping[int, str | None]) -> None:
         """See `Store.sent`."""
@@ -126,35 +134,47 @@ class SqliteStore:
 
     # --- inside a transaction
 
-    def _take(self, connection: sqlite3.Connection, live: set[str], now: str, limit: int) -> Sequence[StoredRun]:
-        me = self._file.session
-        taken = connection.execute(_SQL["take_due"], (me, now, limit)).fetchall()
-        for (owner,) in connection.execute(_SQL["unfinished_owners"]).fetchall():
-            if owner not in live:
-                taken += connection.execute(_SQL["take_orphans"], (me, owner, limit)).fetchall()
-        for (owner,) in connection.execute(_SQL["outbox_owners"]).fetchall():
-            if owner not in live:
-                connection.execute(_SQL["free_outbox"], (owner,))
-        runs = (_find(connection, run_id) for (run_id,) in taken)
+    def _take(self, connection: sqlite3.Connection, now: str, limit: int) -> Sequence[StoredRun]:
+        due = connection.execute(_SQL["due"], (now, limit)).fetchall()
+        orphans: list[tuple[str]] = []
+        for owner in self._dead_among(connection.execute(_SQL["run_owners"])):
+            orphans += connection.execute(_SQL["runs_of"], (owner, limit - len(due) - len(orphans))).fetchall()
+        connection.executemany(_SQL["own_run"], [(self._owner, 0, run_id) for (run_id,) in due])
+        connection.executemany(_SQL["own_run"], [(self._owner, 1, run_id) for (run_id,) in orphans])
+        runs = (_find(connection, run_id) for (run_id,) in (*due, *orphans))
         return [run for run in runs if run is not None]
 
+    def _take_outbox(self, connection: sqlite3.Connection, limit: int, refused: bool) -> list[OutboxRow]:
+        rows = connection.execute(_SQL["take_outbox"], (self._owner, refused, limit)).fetchall()
+        if len(rows) < limit and (dead := self._dead_among(connection.execute(_SQL["outbox_owners"]))):
+            connection.executemany(_SQL["free_outbox"], [(owner,) for owner in dead])
+            rows += connection.execute(_SQL["take_outbox"], (self._owner, refused, limit - len(rows))).fetchall()
+        return [_outbox_row(row) for row in sorted(rows)]
 
-def _apply(connection: sqlite3.Connection, change: Change, session: str) -> bool:
+    def _dead_among(self, owners: Iterable[tuple[str]]) -> list[str]:
+        return [owner for (owner,) in list(owners) if not self._file.is_alive(owner)]
+
+    def _leave(self, connection: sqlite3.Connection) -> None:
+        connection.execute(_SQL["put_down"], (self._owner,))
+        connection.execute(_SQL["free_outbox"], (self._owner,))
+
+
+def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
     started = change.started
     parked = change.due_at is not None or change.finished_at is not None
     if started is not None:
         values = (
             started.run_id, started.flow, started.handler, started.plan_hash, change.state,
             _encode(started.trigger).decode(), _encode(started.trace).decode(), started.data,
-            started.started_at, session,
+            started.started_at, owner,
         )  # fmt: skip
         if connection.execute(_SQL["begin_run"], values).rowcount == 0:
             return False
     if started is None or parked:
         error = _encode(change.error).decode() if change.error is not None else None
-        owner = None if parked else session
+        holder = None if parked else owner
         connection.execute(
-            _SQL["set_state"], (change.state, change.due_at, change.finished_at, error, owner, change.run_id)
+            _SQL["set_state"], (change.state, change.due_at, change.finished_at, error, holder, change.run_id)
         )
     connection.executemany(
         _SQL["add_record"],
@@ -162,8 +182,10 @@ def _apply(connection: sqlite3.Connection, change: Change, session: str) -> bool
     )
     for event in change.events:
         m = event.meta
-        values = (m.id, m.type, m.source, m.subject, m.time, m.correlation_id, m.causation_id, event.data)
-        connection.execute(_SQL["add_event"], values)
+        connection.execute(
+            _SQL["add_event"],
+            (m.id, m.type, m.source, m.subject, m.time, m.correlation_id, m.causation_id, event.data),
+        )
     connection.executemany(_SQL["add_outgoing"], [_outgoing_values(message) for message in change.outgoing])
     return True
 
@@ -173,22 +195,19 @@ def _outgoing_values(message: Outgoing) -> tuple[object, ...]:
     return message.exchange, message.routing_key, properties, message.body, message.mandatory
 
 
-def _take_outbox(connection: sqlite3.Connection, session: str, limit: int, refused: bool) -> list[OutboxRow]:
-    rows = connection.execute(_SQL["take_outbox"], (session, refused, limit)).fetchall()
-    return [
-        OutboxRow(
-            position=position,
-            outgoing=Outgoing(
-                exchange=exchange,
-                routing_key=routing_key,
-                body=body,
-                properties=_properties(properties),
-                mandatory=bool(mandatory),
-            ),
-            reason=reason,
-        )
-        for position, exchange, routing_key, properties, body, mandatory, reason in sorted(rows)
-    ]
+def _outbox_row(row: tuple[Any, ...]) -> OutboxRow:
+    position, exchange, routing_key, properties, body, mandatory, reason = row
+    return OutboxRow(
+        position=position,
+        outgoing=Outgoing(
+            exchange=exchange,
+            routing_key=routing_key,
+            body=body,
+            properties=_properties(properties),
+            mandatory=bool(mandatory),
+        ),
+        reason=reason,
+    )
 
 
 def _find(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:

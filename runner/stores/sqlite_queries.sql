@@ -24,20 +24,21 @@ INSERT INTO outbox (exchange, routing_key, properties, body, mandatory) VALUES (
 -- name: bury
 INSERT INTO dead_letters (id, letter, body) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING
 
--- name: take_due  own runs that are due
-UPDATE runs SET owner = ?1, due_at = NULL
-WHERE id IN (
-    SELECT id FROM runs WHERE due_at IS NOT NULL AND due_at <= ?2 AND owner IS NULL ORDER BY due_at LIMIT ?3
-)
-RETURNING id
+-- name: due  runs whose time has come
+SELECT id FROM runs
+WHERE due_at IS NOT NULL AND due_at <= ? AND owner IS NULL AND finished_at IS NULL ORDER BY due_at, id LIMIT ?
 
--- name: unfinished_owners
+-- name: run_owners
 SELECT DISTINCT owner FROM runs WHERE finished_at IS NULL AND owner IS NOT NULL
 
--- name: take_orphans  own runs whose runner died, and count that before they run again
-UPDATE runs SET owner = ?1, crashes = crashes + 1
-WHERE id IN (SELECT id FROM runs WHERE finished_at IS NULL AND owner = ?2 LIMIT ?3)
-RETURNING id
+-- name: runs_of
+SELECT id FROM runs WHERE finished_at IS NULL AND owner = ? LIMIT ?
+
+-- name: own_run  a crash is counted before it runs again
+UPDATE runs SET owner = ?, due_at = NULL, crashes = crashes + ? WHERE id = ?
+
+-- name: put_down  the runs of who leaves are due at once; it is no crash
+UPDATE runs SET owner = NULL, due_at = started_at WHERE finished_at IS NULL AND owner = ?
 
 -- name: outbox_owners
 SELECT DISTINCT owner FROM outbox WHERE owner IS NOT NULL
@@ -63,7 +64,7 @@ SELECT id, flow, handler, plan_hash, state, trigger, trace, data, started_at, fi
 FROM runs WHERE id = ?
 
 -- name: run_ids_like
-SELECT id FROM runs WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2
+SELECT id FROM runs WHERE id >= ?1 AND id < ?1 || char(0x10FFFF) LIMIT 2
 
 -- name: known
 SELECT 1 FROM runs WHERE id = ?

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from importlib.resources import files
 from types import TracebackType
+from typing import TypeVar
 
 import msgspec
 
@@ -19,12 +21,18 @@ from runner.errors import StoreError, TopologyError, TransportError
 from runner.message import Delivery, Outgoing, Properties
 from runner.plan import Topology
 from runner.ports import Deliver
-from runner.sqlite_file import SqliteFile
+from runner.sqlite_file import SqliteFile, Work
 from runner.topics import topic_matches
 
 POLL_S = 0.02
 LOOK_FOR_DEAD_S = 1.0
+PAUSE_S = 1.0
 
+T = TypeVar("T")
+_Receipt = tuple[int, int]
+"""A message's id, and the how manieth delivery of it this is."""
+
+_log = logging.getLogger("flowrun.embedded")
 _encode = msgspec.json.encode
 _properties = msgspec.json.Decoder(Properties).decode
 
@@ -43,15 +51,27 @@ class EmbeddedTransport:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
+        self._owner = ""
         self._consumers: list[_Consumer] = []
-        self._taken: dict[int, _Consumer] = {}
+        self._taken: dict[_Receipt, _Consumer] = {}
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._seen_version = 0
 
     async def __aenter__(self) -> EmbeddedTransport:
-        await self._file.__aenter__()
+        try:
+            await self._file.__aenter__()
+        except StoreError as error:
+            raise TransportError(error.message, hint=error.hint) from error
         schema = files("runner.transports").joinpath("embedded_schema.sql").read_text()
-        await self._file.migrate("broker", (schema,))
+        try:
+            await self._file.migrate("broker", (schema,))
+        except BaseException as error:
+            await self._file.__aexit__()
+            if isinstance(error, StoreError):
+                raise TransportError(error.message, hint=error.hint) from error
+            raise
+        self._owner = self._file.new_owner()
         return self
 
     async def __aexit__(
@@ -60,116 +80,152 @@ class EmbeddedTransport:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
         self._consumers.clear()
-        taken = [(message,) for message in self._taken]
-        with contextlib.suppress(StoreError):  # what is not given back now is, once this session is gone
-            await self._file.write(lambda c: c.executemany(_GIVE_BACK, taken))
+        self._taken.clear()
+        # By owner, not by what we know of: what was being taken when the pump was cancelled is ours as well.
+        with contextlib.suppress(StoreError):  # what is not given back now is, once this process is gone
+            await self._file.write(lambda c: c.execute(_RELEASE, (self._owner,)))
         await self._file.__aexit__()
 
     async def declare(self, topology: Topology) -> None:
         """See `Transport.declare`."""
-        await self._file.write(lambda connection: _declare(connection, topology))
+        await self._write(lambda connection: _declare(connection, topology))
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
         """See `Transport.publish`."""
-        try:
-            results = await self._file.write(lambda connection: _publish(connection, messages))
-        except StoreError as error:
-            raise TransportError(str(error)) from error
+        results = await self._write(lambda connection: _publish(connection, messages))
         self._wake.set()
         return results
 
     async def consume(self, queue: str, prefetch: int, deliver: Deliver) -> Callable[[], Awaitable[None]]:
         """See `Transport.consume`."""
-        known = await self._file.read(
-            lambda c: c.execute("SELECT 1 FROM broker_queues WHERE name = ?", (queue,)).fetchone()
-        )
+        known = await self._read(lambda c: c.execute("SELECT 1 FROM broker_queues WHERE name = ?", (queue,)).fetchone())
         if known is None:
             raise TransportError(f'there is no queue "{queue}"')
         consumer = _Consumer(queue, prefetch, deliver)
         self._consumers.append(consumer)
         if not self._tasks:
-            self._tasks = [
-                asyncio.create_task(self._pump()),
-                asyncio.create_task(self._watch()),
-                asyncio.create_task(self._release_dead()),
-            ]
+            rounds = (self._pump, self._watch, self._release_dead)
+            self._tasks = [asyncio.create_task(self._repeat(round_)) for round_ in rounds]
         self._wake.set()
 
         async def cancel() -> None:
-            self._consumers.remove(consumer)
+            if consumer in self._consumers:
+                self._consumers.remove(consumer)
 
         return cancel
 
     async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
         """See `Transport.settle`."""
-        ids = [delivery.receipt for delivery in deliveries if delivery.receipt in self._taken]
-        statement = "DELETE FROM broker_messages WHERE id = ?" if accept else _GIVE_BACK
-        await self._file.write(lambda c: c.executemany(statement, [(message,) for message in ids]))
-        for message in ids:
-            self._taken.pop(message).free += 1
+        settled: dict[_Receipt, _Consumer] = {}
+        for delivery in deliveries:
+            consumer = self._taken.pop(delivery.receipt, None)
+            if consumer is not None:  # else it is settled, or of a transport that is closed
+                settled[delivery.receipt] = consumer
+                consumer.free += 1
+        if not settled:
+            return
+        statement = _DELETE if accept else _GIVE_BACK
+        rows = [(message, self._owner) for message, _ in settled]
+        try:
+            await self._write(lambda c: c.executemany(statement, rows))
+        except TransportError:
+            self._taken.update(settled)
+            for consumer in settled.values():
+                consumer.free -= 1
+            raise
         self._wake.set()
 
     async def depth(self, queues: Sequence[str]) -> int:
         """See `Transport.depth`."""
         names = _encode(list(queues)).decode()
-        row = await self._file.read(lambda c: c.execute(_DEPTH, (names,)).fetchone())
+        row = await self._read(lambda c: c.execute(_DEPTH, (names,)).fetchone())
         return int(row[0])
+
+    async def _write(self, work: Work[T]) -> T:
+        try:
+            return await self._file.write(work)
+        except StoreError as error:
+            raise TransportError(error.message, hint=error.hint) from error
+
+    async def _read(self, work: Work[T]) -> T:
+        try:
+            return await self._file.read(work)
+        except StoreError as error:
+            raise TransportError(error.message, hint=error.hint) from error
 
     # --- handing over
 
-    async def _pump(self) -> None:
-        """Hand over what waits, whenever there may be something."""
+    async def _repeat(self, round_: Callable[[], Awaitable[None]]) -> None:
+        """For ever: a file that is locked, or a full disk, is a matter of time."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            hungry = [consumer for consumer in self._consumers if consumer.free > 0]
-            waiting = await self._file.read(lambda c: {queue for (queue,) in c.execute(_WAITING)})
-            wanted = [consumer for consumer in hungry if consumer.queue in waiting]
-            if wanted:
-                await self._hand_over(wanted)
+            try:
+                await round_()
+            except StoreError as error:
+                _log.warning("%s; trying again", error)
+                await asyncio.sleep(PAUSE_S)
+                self._wake.set()
+
+    async def _pump(self) -> None:
+        """Hand over what waits, once there may be something."""
+        await self._wake.wait()
+        self._wake.clear()
+        hungry = [consumer for consumer in self._consumers if consumer.free > 0]
+        if not hungry:
+            return
+        names = _encode([consumer.queue for consumer in hungry]).decode()
+        waiting = await self._file.read(lambda c: {queue for (queue,) in c.execute(_WAITING, (names,))})
+        wanted = [consumer for consumer in hungry if consumer.queue in waiting]
+        if wanted:
+            await self._hand_over(wanted)
 
     async def _hand_over(self, consumers: list[_Consumer]) -> None:
-        session = self._file.session
         demand = [(consumer.queue, consumer.free) for consumer in consumers]
 
         def take(connection: sqlite3.Connection) -> list[list[Delivery]]:
-            return [list(_take(connection, session, queue, free)) for queue, free in demand]
+            return [list(_take(connection, self._owner, queue, free)) for queue, free in demand]
 
+        unwanted: list[tuple[int, str]] = []
         for consumer, deliveries in zip(consumers, await self._file.write(take), strict=True):
+            if deliveries:
+                self._wake.set()  # there may be more than was asked for
+            if consumer not in self._consumers:  # cancelled meanwhile
+                unwanted += [(delivery.receipt[0], self._owner) for delivery in deliveries]
+                continue
             consumer.free -= len(deliveries)
             for delivery in deliveries:
                 self._taken[delivery.receipt] = consumer
                 consumer.deliver(delivery)
-            if deliveries:
-                self._wake.set()  # there may be more than was asked for
+        if unwanted:
+            await self._file.write(lambda c: c.executemany(_GIVE_BACK, unwanted))
 
     async def _watch(self) -> None:
         """Notice what other processes did to the file."""
-        seen = None
-        while True:
-            version = await self._file.read(lambda c: c.execute("PRAGMA data_version").fetchone()[0])
-            if version != seen:
-                seen = version
-                self._wake.set()
-            await asyncio.sleep(POLL_S)
+        version = await self._file.read(lambda c: c.execute("PRAGMA data_version").fetchone()[0])
+        if version != self._seen_version:
+            self._seen_version = version
+            self._wake.set()
+        await asyncio.sleep(POLL_S)
 
     async def _release_dead(self) -> None:
         """Give back what processes that died had not settled."""
-        while True:
-            live = self._file.live_sessions()
-            holders = await self._file.read(lambda c: [name for (name,) in c.execute(_HOLDERS)])
-            dead = [(name,) for name in holders if name not in live]
-            if dead:
-                await self._file.write(lambda c, dead=dead: c.executemany(_RELEASE, dead))  # type: ignore[misc]
-                self._wake.set()
-            await asyncio.sleep(LOOK_FOR_DEAD_S)
+        holders = await self._file.read(lambda c: [name for (name,) in c.execute(_HOLDERS)])
+        dead = [(name,) for name in holders if not self._file.is_alive(name)]
+        if dead:
+            await self._file.write(lambda c: c.executemany(_RELEASE, dead))
+            self._wake.set()
+        await asyncio.sleep(LOOK_FOR_DEAD_S)
 
 
-_WAITING = "SELECT DISTINCT queue FROM broker_messages WHERE consumer IS NULL"
+_WAITING = """
+SELECT value FROM json_each(?)
+WHERE EXISTS (SELECT 1 FROM broker_messages WHERE queue = value AND consumer IS NULL)
+"""
 _HOLDERS = "SELECT DISTINCT consumer FROM broker_messages WHERE consumer IS NOT NULL"
 _RELEASE = "UPDATE broker_messages SET consumer = NULL WHERE consumer = ?"
-_GIVE_BACK = "UPDATE broker_messages SET consumer = NULL WHERE id = ?"
+_GIVE_BACK = "UPDATE broker_messages SET consumer = NULL WHERE id = ? AND consumer = ?"
+_DELETE = "DELETE FROM broker_messages WHERE id = ? AND consumer = ?"
 _DEPTH = """
 SELECT count(*) FROM broker_messages
 WHERE consumer IS NULL AND queue IN (SELECT value FROM json_each(?))
@@ -182,8 +238,8 @@ RETURNING id, queue, exchange, routing_key, properties, body, deliveries
 _PUBLISH = "INSERT INTO broker_messages (queue, exchange, routing_key, properties, body) VALUES (?, ?, ?, ?, ?)"
 
 
-def _take(connection: sqlite3.Connection, session: str, queue: str, limit: int) -> Iterator[Delivery]:
-    rows = connection.execute(_TAKE, (session, queue, limit)).fetchall()
+def _take(connection: sqlite3.Connection, owner: str, queue: str, limit: int) -> Iterator[Delivery]:
+    rows = connection.execute(_TAKE, (owner, queue, limit)).fetchall()
     for message, queue_name, exchange, routing_key, properties, body, deliveries in sorted(rows):
         yield Delivery(
             queue=queue_name,
@@ -192,7 +248,7 @@ def _take(connection: sqlite3.Connection, session: str, queue: str, limit: int) 
             body=body,
             properties=_properties(properties),
             redelivered=deliveries > 1,
-            receipt=message,
+            receipt=(message, deliveries),
         )
 
 

@@ -18,7 +18,7 @@ CREATE TABLE broker_messages (
     routing_key TEXT NOT NULL,
     properties TEXT NOT NULL,
     body BLOB NOT NULL,
-    consumer TEXT,  -- the session that has it; null while it waits
+    consumer TEXT,  -- who has it; null while it waits
     deliveries INTEGER NOT NULL DEFAULT 0
 );
 

@@ -8,10 +8,13 @@ the one that publishes and must not block acknowledgements.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import random
 import re
-from collections.abc import Awaitable, Callable, Sequence
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -44,7 +47,7 @@ for _name in ("aio_pika", "aiormq"):
 
 _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<arg>[^']+)' for (?P<what>\w+) '(?P<name>[^']+)'.*?: "
-    r"received (?P<plan>.+?) but current is (?P<live>.+)$"
+    r"received (?P<plan>.+?)(?: of type '\w+')? but current is (?P<live>.+?)(?: of type '\w+')?$"
 )
 _LOST = (
     amqp.AMQPConnectionError,
@@ -64,6 +67,25 @@ class _Consumer:
     deliver: Deliver
     channel: AbstractChannel | None = None
     tag: str = ""
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Receipt:
+    """What a delivery is settled by. `unsettled` are the tags of its channel for which that is still to be done:
+    RabbitMQ closes a channel on which one is settled twice."""
+
+    channel: AbstractChannel
+    tag: int
+    unsettled: set[int]
+
+
+class _ChannelLost(Exception):
+    """The channel was closed before a message was confirmed; `reason` is the broker's, if it gave one."""
+
+    def __init__(self, reason: str | None) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -101,16 +123,16 @@ class _Link:
     async def channel(self, *, confirms: bool = False) -> AbstractChannel:
         """A new channel. Raises TransportError."""
         connection = await self.open()
-        try:
+        with _faults("no channel to the broker"):
             channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
             await channel.initialize(timeout=CONNECT_TIMEOUT_S)
             return await channel.get_underlay_channel()
-        except (*_LOST, amqp.AMQPError, RuntimeError) as error:
-            raise TransportError(f"the broker closed the connection: {error}") from error
 
     async def close(self) -> None:
+        """Close the connection, if there is one."""
         if self.connection is not None and not self.connection.is_closed:
-            await self.connection.close()
+            with _faults("closing"):
+                await self.connection.close()
 
 
 class RabbitTransport:
@@ -139,8 +161,8 @@ class RabbitTransport:
         for link in (self._consuming, self._publishing):
             try:
                 await link.close()
-            except (*_LOST, amqp.AMQPError) as fault:
-                _log.debug("closing: %s", fault)
+            except TransportError as fault:
+                _log.debug("%s", fault)
 
     # --- topology
 
@@ -148,21 +170,15 @@ class RabbitTransport:
         """See `Transport.declare`."""
         self._topology = topology
         channel = await self._publishing.channel()
-        try:
-            for exchange in topology.exchanges:
-                await channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True)
-            for queue in topology.queues:
-                await channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
-            for binding in topology.bindings:
-                await channel.queue_bind(binding.queue, binding.exchange, binding.pattern)
-        except amqp.ChannelPreconditionFailed as error:
-            raise _drift(error) from error
-        except amqp.ChannelAccessRefused as error:
-            raise TransportError(
-                f"the broker refuses to declare: {_reason(error)}", hint="grant the user the configure right"
-            ) from error
-        except (*_LOST, amqp.AMQPError) as error:
-            raise TransportError(f"the topology could not be declared: {_reason(error)}") from error
+        with _faults("the topology cannot be declared"):
+            try:
+                await _declare(channel, topology)
+            except amqp.ChannelPreconditionFailed as error:
+                raise _drift(error) from error
+            except amqp.ChannelAccessRefused as error:
+                raise TransportError(
+                    f"the broker refuses to declare: {_reason(error)}", hint="grant the user the configure right"
+                ) from error
         await _close(channel)
 
     async def depth(self, queues: Sequence[str]) -> int:
@@ -176,12 +192,11 @@ class RabbitTransport:
     async def _inspect(self, queue: str) -> Any:
         """The broker's answer to a passive declare; None if there is no such queue."""
         channel = await self._publishing.channel()
-        try:
-            found = await channel.queue_declare(queue, passive=True)
-        except amqp.ChannelNotFoundEntity:
-            return None
-        except (*_LOST, amqp.AMQPError) as error:
-            raise TransportError(f"the broker closed the connection: {error}") from error
+        with _faults(f'"{queue}" cannot be looked at'):
+            try:
+                found = await channel.queue_declare(queue, passive=True, timeout=CONNECT_TIMEOUT_S)
+            except amqp.ChannelNotFoundEntity:
+                return None
         await _close(channel)
         return found
 
@@ -192,10 +207,32 @@ class RabbitTransport:
         results: list[str | None] = []
         async with self._publish_lock:
             for batch in _without_repeats(messages):
-                channel = await self._publisher_channel()
-                answers = await asyncio.gather(*(_publish(channel, message) for message in batch))
-                results += answers
+                results += await self._publish_batch(batch)
         return results
+
+    async def _publish_batch(self, batch: Sequence[Outgoing]) -> list[str | None]:
+        channel = await self._publisher_channel()
+        answers = await asyncio.gather(*(_publish(channel, message) for message in batch), return_exceptions=True)
+        results: list[str | None] = []
+        for message, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, _ChannelLost):
+                results.append(await self._publish_alone(message))
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                results.append(answer)
+        return results
+
+    async def _publish_alone(self, message: Outgoing) -> str | None:
+        """The broker closes the channel over a message that it cannot take, e.g. to an unknown exchange, and drops
+        those behind it: only the culprit is to bear the reason."""
+        channel = await self._publisher_channel()
+        try:
+            return await _publish(channel, message)
+        except _ChannelLost as lost:
+            if lost.reason is None:
+                raise TransportError("the connection to the broker was lost") from lost
+            return f"the broker refused it: {lost.reason}"
 
     async def _publisher_channel(self) -> AbstractChannel:
         if self._publisher is None or self._publisher.is_closed:
@@ -213,44 +250,51 @@ class RabbitTransport:
             self._supervisor = asyncio.create_task(self._supervise())
 
         async def cancel() -> None:
-            self._consumers.remove(consumer)
-            channel = consumer.channel
-            if channel is not None and not channel.is_closed:
-                try:
-                    await channel.basic_cancel(consumer.tag, timeout=CONNECT_TIMEOUT_S)
-                except (*_LOST, amqp.AMQPError) as error:
-                    _log.debug("cancelling the consumer of %s: %s", queue, error)
+            # The channel stays: what has been handed over can still be settled.
+            consumer.cancelled = True
+            if consumer in self._consumers:
+                self._consumers.remove(consumer)
+                await _cancel(consumer)
 
         return cancel
 
     async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
         """See `Transport.settle`."""
         for delivery in deliveries:
-            channel, tag = delivery.receipt
-            if channel.is_closed:
+            receipt: _Receipt = delivery.receipt
+            if receipt.channel.is_closed or receipt.tag not in receipt.unsettled:
                 continue  # from before a reconnection: it comes again, and the store knows it
+            receipt.unsettled.discard(receipt.tag)
             try:
-                if accept:
-                    await channel.basic_ack(tag)
-                else:
-                    await channel.basic_nack(tag, requeue=True)
-            except (*_LOST, amqp.AMQPError) as error:
-                _log.debug("%s was lost before it was settled, it comes again: %s", delivery.queue, error)
+                with _faults("lost before it was settled, it comes again"):
+                    if accept:
+                        await receipt.channel.basic_ack(receipt.tag)
+                    else:
+                        await receipt.channel.basic_nack(receipt.tag, requeue=True)
+            except TransportError as fault:
+                _log.debug("%s: %s", delivery.queue, fault)
 
     async def _begin(self, consumer: _Consumer) -> None:
         channel = await self._consuming.channel()
+        unsettled: set[int] = set()
 
         async def received(message: DeliveredMessage) -> None:
-            consumer.deliver(_delivery(consumer.queue, channel, message))
+            delivery = _delivery(consumer.queue, channel, message, unsettled)
+            unsettled.add(delivery.receipt.tag)
+            consumer.deliver(delivery)
 
-        try:
-            await channel.basic_qos(prefetch_count=consumer.prefetch)
-            answer = await channel.basic_consume(consumer.queue, received, timeout=CONNECT_TIMEOUT_S)
-        except amqp.ChannelNotFoundEntity as error:
-            raise TransportError(f'there is no queue "{consumer.queue}"') from error
-        except (*_LOST, amqp.AMQPError) as error:
-            raise TransportError(f'"{consumer.queue}" cannot be consumed: {_reason(error)}') from error
+        with _faults(f'"{consumer.queue}" cannot be consumed'):
+            try:
+                await channel.basic_qos(prefetch_count=consumer.prefetch, timeout=CONNECT_TIMEOUT_S)
+                answer = await channel.basic_consume(consumer.queue, received, timeout=CONNECT_TIMEOUT_S)
+            except amqp.ChannelNotFoundEntity as error:
+                raise TransportError(f'there is no queue "{consumer.queue}"') from error
+            except BaseException:
+                await _close(channel)
+                raise
         consumer.channel, consumer.tag = channel, str(answer.consumer_tag)
+        if consumer.cancelled:  # while it was being begun again
+            await _cancel(consumer)
 
     async def _supervise(self) -> None:
         """Compare the consumers that there are with those that there should be, and rebuild what is missing."""
@@ -265,20 +309,35 @@ class RabbitTransport:
                 if missing:
                     await self._rebuild(missing)
                 failures = 0
-            except TransportError as error:
+            except Exception as error:  # whatever it is, nobody else would bring the consumers back
                 failures += 1
-                delay = random.uniform(0, min(MAX_BACKOFF_S, 2.0 ** min(failures, 10)))  # noqa: S311 full jitter
-                _log.warning("%s; trying again in %.1f s", error, delay)
-                await asyncio.sleep(delay)
+                delay_s = random.uniform(0, min(MAX_BACKOFF_S, 2.0 ** min(failures, 10)))  # noqa: S311 full jitter
+                unforeseen = None if isinstance(error, TransportError) else error
+                _log.warning("%s; trying again in %.1f s", error, delay_s, exc_info=unforeseen)
+                await asyncio.sleep(delay_s)
 
     async def _rebuild(self, missing: list[_Consumer]) -> None:
-        if self._topology is not None:
-            await self.declare(self._topology)
+        """Begin them again; one that cannot be does not keep the others from it. Raises TransportError."""
+        fault: TransportError | None = None
+        try:
+            if self._topology is not None:
+                await self.declare(self._topology)
+        except TopologyError as error:
+            fault = error
+        await self._consuming.open()
+        again: list[str] = []
         for consumer in missing:
-            if consumer.channel is not None and not consumer.channel.is_closed:
+            if consumer.channel is not None:
                 await _close(consumer.channel)
-            await self._begin(consumer)
-        _log.warning("consuming again: %s", ", ".join(consumer.queue for consumer in missing))
+            try:
+                await self._begin(consumer)
+                again.append(consumer.queue)
+            except TransportError as error:
+                fault = error
+        if again:
+            _log.warning("consuming again: %s", ", ".join(again))
+        if fault is not None:
+            raise fault
 
     async def _is_unknown_to_broker(self, consumer: _Consumer) -> bool:
         found = await self._inspect(consumer.queue)
@@ -286,14 +345,19 @@ class RabbitTransport:
 
 
 def parse_url(text: str) -> URL:
-    """A broker's URL. Raises SettingsError."""
+    """A broker's URL. Raises SettingsError, which never shows the password, nor what may be a piece of it."""
     try:
         url = URL(text)
         port = url.port
-    except ValueError as error:
-        raise SettingsError(f"the broker's URL cannot be read: {error}", hint=_URL_HINT) from None
+    except ValueError:
+        raise SettingsError(
+            "the broker's URL cannot be read: its host or port is wrong, or its password has a character that a URL "
+            "must write as %2F (/), %3A (:), %40 (@) and so on",
+            hint=_URL_HINT,
+        ) from None
     if url.scheme not in ("amqp", "amqps") or not url.host:
-        raise SettingsError(f'"{url.with_password(None) if url.host else text}" is not a broker\'s URL', hint=_URL_HINT)
+        shown = f'"{url.with_password(None)}"' if url.host else "what is given" if "@" in text else f'"{text}"'
+        raise SettingsError(f"{shown} is not a broker's URL", hint=_URL_HINT)
     if port == 15672:
         raise SettingsError("port 15672 is RabbitMQ's management page", hint="messages go to port 5672")
     return url
@@ -313,6 +377,15 @@ def _is_consuming(consumer: _Consumer) -> bool:
     return channel is not None and not channel.is_closed and consumer.tag in channel.consumers  # type: ignore[attr-defined]
 
 
+async def _declare(channel: AbstractChannel, topology: Topology) -> None:
+    for exchange in topology.exchanges:
+        await channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True)
+    for queue in topology.queues:
+        await channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+    for binding in topology.bindings:
+        await channel.queue_bind(binding.queue, binding.exchange, binding.pattern)
+
+
 def _without_repeats(messages: Sequence[Outgoing]) -> list[list[Outgoing]]:
     """Batches in which no message id comes twice: aiormq matches returned messages by their id."""
     batches: list[list[Outgoing]] = [[]]
@@ -328,29 +401,43 @@ def _without_repeats(messages: Sequence[Outgoing]) -> list[list[Outgoing]]:
 
 
 async def _publish(channel: AbstractChannel, message: Outgoing) -> str | None:
-    try:
-        await channel.basic_publish(
-            message.body,
-            exchange=message.exchange,
-            routing_key=message.routing_key,
-            properties=_to_amqp(message.properties),
-            mandatory=message.mandatory,
-            timeout=PUBLISH_TIMEOUT_S,
-        )
-    except amqp.PublishError:
-        return f'unroutable: no queue takes "{message.routing_key}"'
-    except amqp.DeliveryError as error:
-        return f"the broker refused it: {error}"
-    except amqp.ChannelClosed as error:
-        return _reason(error)
-    except (*_LOST, amqp.AMQPError) as error:
-        raise TransportError(f"the broker has not confirmed: {_reason(error)}") from error
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise TransportError("the connection to the broker was lost") from None
+    """What `Transport.publish` says of a message. Raises TransportError or _ChannelLost."""
+    with _faults("the broker has not confirmed"):
+        try:
+            await channel.basic_publish(
+                message.body,
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+                properties=_to_amqp(message.properties),
+                mandatory=message.mandatory,
+                timeout=PUBLISH_TIMEOUT_S,
+            )
+        except amqp.PublishError:
+            return f'unroutable: no queue takes "{message.routing_key}"'
+        except amqp.DeliveryError as error:
+            return f"the broker refused it: {error}"
+        except amqp.ChannelClosed as error:
+            raise _ChannelLost(_reason(error)) from error
+        except amqp.ChannelInvalidStateError as error:
+            raise _ChannelLost(None) from error
+        except (ValueError, TypeError, OverflowError, struct.error) as error:
+            return f"AMQP cannot carry it: {error}"
     return None
+
+
+@contextlib.contextmanager
+def _faults(what: str) -> Iterator[None]:
+    """Turn the library's errors into TransportError."""
+    try:
+        yield
+    except (*_LOST, amqp.AMQPError, RuntimeError) as error:
+        raise TransportError(f"{what}: {_reason(error)}") from error
+    except asyncio.CancelledError:
+        # aiormq cancels whoever waits on a connection that it gives up for dead.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise TransportError(f"{what}: the connection to the broker was lost") from None
 
 
 def _to_amqp(properties: Properties) -> Basic.Properties:
@@ -367,7 +454,7 @@ def _to_amqp(properties: Properties) -> Basic.Properties:
     )
 
 
-def _delivery(queue: str, channel: AbstractChannel, message: DeliveredMessage) -> Delivery:
+def _delivery(queue: str, channel: AbstractChannel, message: DeliveredMessage, unsettled: set[int]) -> Delivery:
     properties, frame = message.header.properties, message.delivery
     assert isinstance(frame, Basic.Deliver)
     return Delivery(
@@ -386,7 +473,7 @@ def _delivery(queue: str, channel: AbstractChannel, message: DeliveredMessage) -
             headers=dict(properties.headers or {}),
         ),
         redelivered=bool(frame.redelivered),
-        receipt=(channel, frame.delivery_tag),
+        receipt=_Receipt(channel, frame.delivery_tag or 0, unsettled),
     )
 
 
@@ -396,11 +483,25 @@ def _utc(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC)
 
 
-async def _close(channel: AbstractChannel) -> None:
+async def _cancel(consumer: _Consumer) -> None:
+    channel = consumer.channel
+    if channel is None or channel.is_closed:
+        return
     try:
-        await channel.close()
-    except (*_LOST, amqp.AMQPError) as error:
-        _log.debug("closing a channel: %s", error)
+        with _faults("cancelling"):
+            await channel.basic_cancel(consumer.tag, timeout=CONNECT_TIMEOUT_S)
+    except TransportError as error:
+        _log.debug("the consumer of %s: %s", consumer.queue, error)
+
+
+async def _close(channel: AbstractChannel) -> None:
+    if channel.is_closed:
+        return
+    try:
+        with _faults("closing a channel"):
+            await channel.close()
+    except TransportError as error:
+        _log.debug("%s", error)
 
 
 def _reason(error: BaseException) -> str:
@@ -423,20 +524,33 @@ def _drift(error: BaseException) -> TopologyError:
 
 def _connect_fault(url: URL, error: BaseException) -> TransportError:
     where = f"{url.host}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}"
+    user = url.user or "guest"
     text = _reason(error)
     if isinstance(error, amqp.AuthenticationError | amqp.ProbableAuthenticationError):
-        return TransportError(f'the broker at {where} refused user "{url.user or "guest"}": wrong name or password')
-    if isinstance(error, amqp.ConnectionNotAllowed) or "vhost" in text:
+        return TransportError(f'the broker at {where} refused user "{user}": wrong name or password')
+    # aiormq does not say why the broker closed instead of answering Connection.Open.
+    if isinstance(error, amqp.ConnectionClosed) or "Connection.OpenOk" in text:
         vhost = unquote(url.path[1:]) or "/"
         return TransportError(
-            f'the broker at {where} has no vhost "{vhost}", or does not let user "{url.user}" use it',
+            f'the broker at {where} has no vhost "{vhost}", or does not let user "{user}" use it',
             hint="the vhost / is written %2F, or left out",
         )
-    if isinstance(error, amqp.IncompatibleProtocolError):
-        return TransportError(f"what answers at {where} does not speak AMQP 0-9-1")
-    if isinstance(error, TimeoutError):
-        text = f"no answer within {CONNECT_TIMEOUT_S:g} s"
+    if isinstance(error, amqp.AMQPError) and (not isinstance(error, OSError) or error.errno is None):
+        return TransportError(
+            f"what answers at {where} ends the connection, or does not speak AMQP 0-9-1",
+            hint="is it RabbitMQ's port? amqps:// is for its TLS port, amqp:// for the other",
+        )
     return TransportError(
-        f"no broker can be reached at {where}: {text.lower()}",
+        f"no broker can be reached at {where}: {_why_unreachable(error, text)}",
         hint="is RabbitMQ running? To run without one: --broker embedded:",
     )
+
+
+def _why_unreachable(error: BaseException, text: str) -> str:
+    if isinstance(error, TimeoutError) and not text:
+        return f"no answer within {CONNECT_TIMEOUT_S:g} s"
+    if not isinstance(error, OSError) or error.strerror is None:
+        return text
+    if "ssl" in error.strerror.lower():
+        return f"TLS failed: {error.strerror}"
+    return os.strerror(error.errno).lower() if error.errno and error.errno > 0 else error.strerror.lower()

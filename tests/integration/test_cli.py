@@ -33,7 +33,7 @@ def test_the_demo_orders_end_as_told(shop: Shop) -> None:
     told = shop.run("start", "--until-idle").stderr
 
     assert "attempt 2 failed, again in 200 ms  bank_unavailable" in told
-    assert "↶ create.compensate.1  use order.reject" in told
+    assert "↶ create  undo: use order.reject" in told
     statuses = dict(shop.query("orders", "SELECT order_id, status FROM orders"))
     assert list(statuses.values()).count("confirmed") == 3
     assert list(statuses.values()).count("rejected") == 2

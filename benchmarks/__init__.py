@@ -1,0 +1,1 @@
+"""What flowrun costs, measured: `make bench`, or `make bench CASE=startup`."""

@@ -1,0 +1,49 @@
+"""A fresh project in a temporary folder, and the commands run on it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FLOWRUN = Path(sys.executable).parent / "flowrun"
+
+
+def environment() -> dict[str, str]:
+    """As a user's shell has it: no settings of flowrun, and byte code cached."""
+    hidden = ("PYTHONDONTWRITEBYTECODE", "FLOWRUN_BROKER", "FLOWRUN_STORE")
+    return {key: value for key, value in os.environ.items() if key not in hidden}
+
+
+@contextmanager
+def new_project() -> Iterator[Path]:
+    """A project as `flowrun init` makes it."""
+    with tempfile.TemporaryDirectory(prefix="flowrun-bench-") as folder:
+        run("init", "hello", cwd=Path(folder))
+        yield Path(folder) / "hello"
+
+
+def run(*arguments: str, cwd: Path) -> None:
+    """Run a command to its end."""
+    quiet = subprocess.DEVNULL
+    subprocess.run([FLOWRUN, *arguments], cwd=cwd, env=environment(), check=True, stdout=quiet, stderr=quiet)
+
+
+def start(cwd: Path) -> subprocess.Popen[str]:
+    """`flowrun start`; its log comes by the pipe."""
+    return subprocess.Popen(
+        [FLOWRUN, "start"], cwd=cwd, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Return when the process has said it."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+    raise RuntimeError(f'"{text}" was never said')
