@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.errors import FlowrunError, SettingsError
+from runner.errors import SettingsError
 from runner.lang.compile import Compilation, compile_project
 from runner.lang.load import Sources
 from runner.plan import Plan, Program
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from runner.engine.worker import Watch, Worker
     from runner.ports import Transport
     from runner.registry import Registry
-    from runner.stores.sqlite import SqliteStore
+    from runner.sqlite_file import SqliteFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +29,6 @@ class Project:
 
     compilation: Compilation
     registry: Registry | None
-
-
-class InvalidFlows(FlowrunError):
-    """The flow files have errors; `compilation` says which."""
-
-    exit_code = 1
-
-    def __init__(self, compilation: Compilation) -> None:
-        super().__init__("the flow files have errors", hint="see flowrun validate")
-        self.compilation = compilation
 
 
 def load_project(
@@ -76,8 +66,12 @@ class App:
     """A project's open store and transport. Enter it, then use `store`, `transport`, `worker`."""
 
     def __init__(self, settings: Settings) -> None:
+        from runner.stores.sqlite import SqliteStore
+
         self.settings = settings
-        self.store, self.transport = _open(settings)
+        file = store_file(settings)
+        self.store = SqliteStore(file)
+        self.transport = open_transport(settings, file)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> App:
@@ -140,28 +134,30 @@ class App:
         return older
 
 
-def _open(settings: Settings) -> tuple[SqliteStore, Transport]:
+def store_file(settings: Settings) -> SqliteFile:
+    """The SQLite file that the store's URL names. Raises SettingsError."""
     from runner.sqlite_file import SqliteFile
-    from runner.stores.sqlite import SqliteStore
 
-    kind, _, rest = settings.store.partition(":")
-    if kind != "sqlite" or not rest:
+    kind, _, path = settings.store.partition(":")
+    if kind != "sqlite" or not path:
         raise SettingsError(
             f'"{mask_url(settings.store)}" is not a store that this version has', hint="write sqlite:PATH"
         )
-    path = rest if rest == ":memory:" else str((settings.root / rest).resolve())
-    file = SqliteFile(path)
-    store = SqliteStore(file)
+    return SqliteFile(path if path == ":memory:" else str((settings.root / path).resolve()))
+
+
+def open_transport(settings: Settings, file: SqliteFile) -> Transport:
+    """The transport that the settings name, to be entered; the embedded broker lives in `file`."""
     if settings.brokers == ("embedded:",):
         from runner.transports.embedded import EmbeddedTransport
 
-        return store, EmbeddedTransport(file)
+        return EmbeddedTransport(file)
     if any(broker.startswith("embedded:") for broker in settings.brokers):
         raise SettingsError("embedded: stands alone: it cannot be one of several brokers")
     from runner.transports.rabbitmq import RabbitTransport
 
     name = f"flowrun:{settings.project}:{os.uname().nodename}:{os.getpid()}"
-    return store, RabbitTransport(settings.brokers, name=name)
+    return RabbitTransport(settings.brokers, name=name)
 
 
 # --- env and secrets

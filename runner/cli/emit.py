@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from runner.app import App
+from runner.app import open_transport, store_file
 from runner.cli import options, output
 from runner.cli.compiled import compiled
 from runner.clock import SystemClock
@@ -118,14 +118,14 @@ def _message(
 
 
 async def _publish(settings: Settings, plan: Plan, messages: list[Outgoing], *, progress: bool) -> None:
-    async with App(settings) as app:
-        await app.transport.declare(plan.topology)
+    async with open_transport(settings, store_file(settings)) as transport:
+        await transport.declare(plan.topology)
         with click.progressbar(
             length=len(messages), label="publishing", file=sys.stderr, hidden=not progress, show_pos=True
         ) as bar:
             for start in range(0, len(messages), BATCH):
                 batch = messages[start : start + BATCH]
-                for message, reason in zip(batch, await app.transport.publish(batch), strict=True):
+                for message, reason in zip(batch, await transport.publish(batch), strict=True):
                     if reason is not None:
                         ident = message.properties.message_id
                         raise _Refused(f"{message.routing_key} {ident} was not taken: {reason}")

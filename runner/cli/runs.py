@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from runner.app import store_file
 from runner.cli import options, output, story
-from runner.errors import NotFoundError, SettingsError
+from runner.errors import NotFoundError
 from runner.records import (
     Error,
     RunState,
@@ -21,7 +22,6 @@ from runner.records import (
     UndoFinished,
 )
 from runner.settings import load_settings
-from runner.sqlite_file import SqliteFile
 from runner.stores.sqlite import SqliteStore
 
 T = TypeVar("T")
@@ -85,16 +85,12 @@ def show_command(run_id: str, root: Path, store: str | None, as_json: bool) -> N
 
 def _with_store(root: Path, store: str | None, ask: Callable[[SqliteStore], Awaitable[T]]) -> T:
     """Ask the project's store something; one that is not there yet is not made."""
-    settings = load_settings(root, store=store)
-    kind, _, path = settings.store.partition(":")
-    if kind != "sqlite" or not path:
-        raise SettingsError(f'"{settings.store}" is not a store that this version has', hint="write sqlite:PATH")
-    file = (root / path).resolve()
-    if not file.exists():
-        raise NotFoundError(f"there is no store at {file} yet", hint="flowrun start makes it")
+    file = store_file(load_settings(root, store=store))
+    if not Path(file.path).exists():
+        raise NotFoundError(f"there is no store at {file.path} yet", hint="flowrun start makes it")
 
     async def go() -> T:
-        async with SqliteStore(SqliteFile(str(file))) as opened:
+        async with SqliteStore(file) as opened:
             return await ask(opened)
 
     return asyncio.run(go())

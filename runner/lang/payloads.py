@@ -6,17 +6,28 @@ A `$ref` may name a file below the project's root, relative to the file that has
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urldefrag
 
 import jsonschema_rs
 
-from runner.diagnostics import Diagnostic, Related
+from runner.diagnostics import Diagnostic, did_you_mean
 from runner.lang.load import Sources, load_json
+from runner.lang.references import (
+    circles,
+    file_of,
+    has_own_bases,
+    narrow,
+    outside,
+    part_of,
+    pointers_in,
+    references_in,
+)
+from runner.lang.schema_faults import schema_faults
 from runner.plan import Check
-from runner.source import Document, MappingNode, Node, ScalarNode, SequenceNode, Span, locate, plain
+from runner.source import Document, Node, ScalarNode, Span, plain
 
 _SCHEME = "flowrun:///"
 ANYTHING: Mapping[str, Any] = {}
@@ -47,7 +58,9 @@ class Payloads:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._documents: dict[str, Document] = {}
+        self._targets: dict[int, Node] = {}
+        self.documents: dict[str, Document] = {}
+        """The schema files that were read, by name."""
         self.diagnostics: list[Diagnostic] = []
         self.used: dict[str, set[str]] = {}
 
@@ -57,16 +70,17 @@ class Payloads:
             return Payload(accept_all)
         used = self.used.setdefault(document.filename, set())
         before = len(self.diagnostics)
-        self._scan(node, document, used, seen=set())
+        references: list[ScalarNode] = []
+        self._scan(node, document, used, references)
+        self.diagnostics += circles(references, self._targets)
         if len(self.diagnostics) > before:
             return Payload(accept_all)
-        written = plain(node)
-        assert isinstance(written, dict | bool)
+        written = _without_id(plain(node))
         base = _SCHEME + document.filename
         try:
             validator = _validator_for(written, base, self._retrieve)
         except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
-            self._report("FR302", f"this schema cannot be used: {_first_line(error)}", node.span)
+            self._report("FR302", f"this schema cannot be used: {_first_line(error)}", narrow(node))
             return Payload(accept_all)
         outline, base = self._outline(written, base)
         return Payload(_check(validator), outline, base)
@@ -78,58 +92,59 @@ class Payloads:
         except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError):
             return accept_all  # e.g. "#/$defs/x" of the outer schema: its own check will say it at run time
 
-    def _scan(self, node: Node, document: Document, used: set[str], seen: set[str]) -> None:
-        """Check a schema against its meta-schema, and the files that it refers to, each once."""
-        self._check_meta(node)
-        for reference in _references(node):
-            target = str(reference.value)
-            if target.startswith("#"):
+    def _scan(self, node: Node, document: Document, used: set[str], found: list[ScalarNode]) -> None:
+        """Check a schema, and the files that it refers to, each once; note the references in `found`."""
+        self.diagnostics += schema_faults(node)
+        for reference in references_in(node):
+            if any(reference is known for known in found):
                 continue
-            name = _file_of(target, document.filename)
-            if name is None:
-                summary = f"a remote $ref is not allowed: {target}"
-                self._report("FR601", summary, reference.span, help="copy the schema into schemas/")
-                continue
-            used.add(name)
-            if name in seen:
-                continue
-            seen.add(name)
-            inner = self._document(name, reference)
-            if inner is not None and inner.root is not None:
-                self._scan(inner.root, inner, used, seen)
+            found.append(reference)
+            target, fragment = urldefrag(str(reference.value))
+            root: Node | None = node
+            if target:
+                name = file_of(target, document.filename)
+                if name is None:
+                    self.diagnostics.append(outside(reference))
+                    continue
+                root = self._file(name, reference, used, found)
+            if root is not None:
+                self._point(reference, unquote(fragment), root)
 
-    def _document(self, name: str, reference: ScalarNode) -> Document | None:
-        if name not in self._documents:
-            document, faults = load_json(self._sources, name)
-            self._documents[name] = document
+    def _file(self, name: str, reference: ScalarNode, used: set[str], found: list[ScalarNode]) -> Node | None:
+        """The root of a file that a `$ref` names, itself checked."""
+        document = self._document(name, reference)
+        if name not in used:
+            used.add(name)
+            if document.root is not None:
+                self._scan(document.root, document, used, found)
+        return document.root
+
+    def _point(self, reference: ScalarNode, fragment: str, root: Node) -> None:
+        """Note what a `$ref` names inside a schema."""
+        target = part_of(root, fragment)
+        if target is not None:
+            self._targets[id(reference)] = target
+        elif not has_own_bases(root):  # below an inner $id, references count from there: jsonschema follows those
+            help = did_you_mean(fragment, pointers_in(root))
+            self._report("FR302", f"$ref names #{fragment}, which is not there", reference.span, help=help)
+
+    def _document(self, name: str, reference: ScalarNode) -> Document:
+        if name not in self.documents:
+            self.documents[name], faults = load_json(self._sources, name)
             for fault in faults:
                 if fault.code == "FR001":
-                    self._report("FR302", f"$ref names {name}, which cannot be read", reference.span)
+                    self._report("FR302", f"$ref: {fault.summary}", reference.span, help=fault.help)
                 else:
                     self.diagnostics.append(fault)
-        return self._documents[name]
-
-    def _check_meta(self, node: Node) -> None:
-        schema = plain(node)
-        if not isinstance(schema, dict | bool):
-            self._report("FR301", "a schema is an object, true or false", node.span)
-            return
-        try:
-            jsonschema_rs.meta.validate(schema)
-        except jsonschema_rs.ValidationError as error:
-            place = locate(node, list(error.instance_path))
-            pointer = "/" + "/".join(map(str, error.instance_path))
-            self._report("FR301", f"this is no JSON Schema: {error.message} (at {pointer})", _narrow(place))
-        except (jsonschema_rs.ReferencingError, ValueError) as error:
-            self._report("FR301", f"this is no JSON Schema: {_first_line(error)}", _narrow(node))
+        return self.documents[name]
 
     def _retrieve(self, uri: str) -> Any:
-        name = _file_of(uri, "")
-        if name is None:
+        """A file of the project for jsonschema, which resolves references against `flowrun:///`."""
+        target, _ = urldefrag(uri)
+        document = self.documents.get(posixpath.normpath(unquote(target.removeprefix(_SCHEME))))
+        if not target.startswith(_SCHEME) or document is None:
             raise ValueError("only files of the project can be referred to")
-        if name not in self._documents:
-            self._documents[name], _ = load_json(self._sources, name)
-        return plain(self._documents[name].root)
+        return _without_id(plain(document.root))
 
     def _outline(self, schema: Any, base: str) -> tuple[Mapping[str, Any], str]:
         for _ in range(10):
@@ -138,7 +153,7 @@ class Payloads:
             if set(schema) - {"$ref", "description", "title", "$schema"} or "$ref" not in schema:
                 return schema, base
             target, fragment = urldefrag(schema["$ref"])
-            name = _file_of(target, base.removeprefix(_SCHEME)) if target else base.removeprefix(_SCHEME)
+            name = file_of(target, base.removeprefix(_SCHEME)) if target else base.removeprefix(_SCHEME)
             if name is None or (not target and fragment):
                 return ANYTHING, base
             schema, base = self._retrieve(_SCHEME + name), _SCHEME + name
@@ -146,16 +161,13 @@ class Payloads:
                 schema = schema.get(unquote(part), ANYTHING) if isinstance(schema, dict) else ANYTHING
         return ANYTHING, base
 
-    def _report(
-        self,
-        code: str,
-        summary: str,
-        span: Span,
-        *,
-        help: str | None = None,
-        related: tuple[Related, ...] = (),
-    ) -> None:
-        self.diagnostics.append(Diagnostic(code=code, summary=summary, span=span, help=help, related=related))
+    def _report(self, code: str, summary: str, span: Span, *, help: str | None = None) -> None:
+        self.diagnostics.append(Diagnostic(code=code, summary=summary, span=span, help=help))
+
+
+def _without_id(schema: Any) -> Any:
+    """A schema's own `$id` is a label here: its references count from its file."""
+    return {key: value for key, value in schema.items() if key != "$id"} if isinstance(schema, dict) else schema
 
 
 def _validator_for(schema: Any, base: str, retrieve: Any) -> Any:
@@ -185,33 +197,3 @@ def _clip(message: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n", 1)[0]
-
-
-def _file_of(reference: str, relative_to: str) -> str | None:
-    """The project's file that a `$ref` names; None if it names something else."""
-    target, _ = urldefrag(reference)
-    if target.startswith(_SCHEME):
-        return posixpath.normpath(unquote(target.removeprefix(_SCHEME)))
-    if ":" in target.split("/")[0] or target.startswith("/"):
-        return None
-    name = posixpath.normpath(posixpath.join(posixpath.dirname(relative_to), unquote(target)))
-    return None if name.startswith("..") else name
-
-
-def _references(node: Node) -> Iterator[ScalarNode]:
-    match node:
-        case MappingNode():
-            for key, _, value in node.items():
-                if key == "$ref" and isinstance(value, ScalarNode) and isinstance(value.value, str):
-                    yield value
-                elif key not in ("const", "enum", "default", "examples"):
-                    yield from _references(value)
-        case SequenceNode():
-            for item in node.items:
-                yield from _references(item)
-
-
-def _narrow(node: Node) -> Span:
-    if isinstance(node, MappingNode) and node.entries:
-        return node.entries[0][0].span
-    return node.span

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CHANGES = re.compile(
@@ -80,3 +82,18 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+@pytest.mark.rabbitmq
+def test_the_plain_client_shown_starts_a_run_on_rabbitmq(rabbit_url: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    [client] = [block for block in blocks if "import pika" in block]
+    flowrun = Path(sys.executable).parent / "flowrun"
+    subprocess.run([flowrun, "init", tmp_path / "hello"], check=True, capture_output=True)
+    start = [flowrun, "start", "--until-idle", "--broker", rabbit_url]
+    subprocess.run(start, cwd=tmp_path / "hello", check=True, capture_output=True)
+
+    subprocess.run([sys.executable, "-c", client.replace("amqp://guest:guest@localhost/", rabbit_url)], check=True)
+    told = subprocess.run(start, cwd=tmp_path / "hello", check=True, capture_output=True, text=True).stderr
+
+    assert "Hello, Ada!" in told
