@@ -45,11 +45,12 @@ def load_project(
         Sources(root),
         project=project or project_name(root),
         signatures=registry.signatures if registry is not None else None,
+        signatures_complete=registry is None or not registry.diagnostics,
         files=files,
     )
     document, faults = read_file(root)
     extra = [*faults, *(registry.diagnostics if registry is not None else ())]
-    documents = dict(compilation.documents)
+    documents = {**compilation.documents, **(registry.documents if registry is not None else {})}
     if document is not None:
         documents[FILE] = document
     merged = Compilation(

@@ -40,6 +40,11 @@ class Diagnostic:
     related: tuple[Related, ...] = ()
 
     @property
+    def is_error(self) -> bool:
+        """Whether it keeps the flows from starting."""
+        return self.severity is Severity.ERROR
+
+    @property
     def sort_key(self) -> tuple[str, int, int, str, str]:
         """File, place, code: the order in which a reader wants them."""
         return (self.span.filename, self.span.start.line, self.span.start.offset, self.code, self.summary)

@@ -19,7 +19,7 @@ from types import GeneratorType
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import msgspec
-from jinja2 import TemplateError, TemplateSyntaxError, Undefined, nodes
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
 from jinja2.filters import FILTERS
 from jinja2.lexer import TokenStream
 from jinja2.parser import Parser
@@ -550,7 +550,7 @@ class _Compiler:
             _fail_at(self.source, node.lineno, "* and ** are not allowed")
         return (
             [self.top(arg) for arg in node.args],
-            {pair.key: self.top(pair.value) for pair in node.kwargs or ()},
+            {str(pair.key): self.top(pair.value) for pair in node.kwargs or ()},
         )
 
     def _allow(self, name: str, offset: int) -> None:
@@ -751,8 +751,10 @@ _TESTS: dict[str, Callable[..., Any]] = {
     "startswith": lambda value, prefix: str(value).startswith(prefix),
     "endswith": lambda value, suffix: str(value).endswith(suffix),
 }
+FILTERS_KNOWN: Final = frozenset(_FILTERS)
+TESTS_KNOWN: Final = frozenset(_TESTS)
 
-_ENVIRONMENT: Final = _Environment(keep_trailing_newline=True, cache_size=0)
+_ENVIRONMENT: Final = _Environment(keep_trailing_newline=True, cache_size=0, undefined=StrictUndefined)
 _ENVIRONMENT.filters = dict(_FILTERS)
 _ENVIRONMENT.tests = dict(_TESTS)
 _CONTEXT: Final = Context(_ENVIRONMENT, {}, None, {})

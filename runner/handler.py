@@ -31,6 +31,9 @@ def handler(name: str, *, effect: bool = True) -> Callable[[F], F]:
     The mark registers nothing: flowrun finds marked functions in `plugins/*.py` and in installed packages.
     """
 
+    if not isinstance(name, str):
+        raise TypeError('a handler needs a name: write @handler("my.name")')
+
     def mark(function: F) -> F:
         setattr(function, MARK, HandlerMark(name=name, effect=effect))
         return function

@@ -9,10 +9,12 @@ import asyncio
 import importlib.util
 import inspect
 import keyword
+import re
 import sys
 import threading
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -26,9 +28,10 @@ from runner.errors import TerminalError
 from runner.handler import MARK, Context, HandlerMark
 from runner.plan import Parameter, Signature
 from runner.ports import Handler
-from runner.source import Position, Span
+from runner.source import Document, Lines, Position, Span
 
 _REFERENCE = "#/$defs/{name}"
+_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Registry:
     handlers: Mapping[str, Handler]
     signatures: Mapping[str, Signature]
     diagnostics: tuple[Diagnostic, ...] = ()
+    documents: Mapping[str, Document] = field(default_factory=dict)
+    """The project's plugin files, by name, for pointing into them."""
 
 
 @dataclass(slots=True)
@@ -46,6 +51,17 @@ class _Found:
     signatures: dict[str, Signature] = field(default_factory=dict)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     places: dict[str, Span] = field(default_factory=dict)
+    documents: dict[str, Document] = field(default_factory=dict)
+
+    def place(self, filename: str, line: int) -> Span:
+        """A line of a plugin, as it is to be pointed at."""
+        document = self.documents.get(filename)
+        if document is not None:
+            return Lines(document.text).line(filename, line)
+        return Span(filename, Position(0, line, 1), Position(0, line, 1))
+
+    def registry(self) -> Registry:
+        return Registry(self.handlers, self.signatures, tuple(self.diagnostics), self.documents)
 
 
 def discover(root: Path | None) -> Registry:
@@ -56,23 +72,23 @@ def discover(root: Path | None) -> Registry:
     if root is not None:
         for path in sorted((root / "plugins").glob("*.py")):
             _load_file(path, root, found)
-    return Registry(found.handlers, found.signatures, tuple(found.diagnostics))
+    return found.registry()
 
 
 def bind(functions: Iterable[Callable[..., Any]]) -> Registry:
     """A registry of just these marked functions: for tests."""
     found = _Found()
     for function in functions:
-        _add(function, getattr(function, "__module__", "?"), found)
-    return Registry(found.handlers, found.signatures, tuple(found.diagnostics))
+        _add(function, getattr(function, MARK), getattr(function, "__module__", "?"), found)
+    return found.registry()
 
 
 def _load_entry(entry: Any, found: _Found) -> None:
     try:
         module = entry.load()
     except Exception as error:
-        place = _span(f"entry point {entry.value}", 1)
-        text = f"the installed handlers {entry.value} cannot be imported: {type(error).__name__}: {error}"
+        text = f"the installed handlers {entry.value} cannot be imported: {_described(error)}"
+        place = found.place(f"entry point {entry.value}", 1)
         found.diagnostics.append(Diagnostic(code="FR223", summary=text, span=place))
         return
     _collect(module, entry.value, found)
@@ -86,14 +102,22 @@ def _load_file(path: Path, root: Path, found: _Found) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # annotations are resolved through it
+    with suppress(OSError, ValueError):
+        found.documents[name] = Document(name, path.read_text(), None)
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):  # stdout is for what was asked for
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        line = _own_line(error, path)
-        text = f"the plugin cannot be imported: {type(error).__name__}: {error}".rstrip(": ")
-        found.diagnostics.append(Diagnostic(code="FR223", summary=text, span=_span(name, line)))
+        place = found.place(name, _own_line(error, path))
+        text = f"the plugin cannot be imported: {_described(error)}"
+        found.diagnostics.append(Diagnostic(code="FR223", summary=text, span=place))
         return
     _collect(module, name, found)
+
+
+def _described(error: BaseException) -> str:
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {message}".rstrip(": ")
 
 
 def _own_line(error: BaseException, path: Path) -> int:
@@ -101,40 +125,42 @@ def _own_line(error: BaseException, path: Path) -> int:
     line = error.lineno or 1 if isinstance(error, SyntaxError) else 1
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
+        if trace.tb_frame.f_code.co_filename == str(path.absolute()):
             line = trace.tb_lineno
         trace = trace.tb_next
     return line
 
 
 def _collect(module: ModuleType, where: str, found: _Found) -> None:
-    for function in list(vars(module).values()):
-        if isinstance(getattr(function, MARK, None), HandlerMark) and function.__module__ == module.__name__:
-            _add(function, where, found)
+    for value in list(vars(module).values()):
+        mark = inspect.getattr_static(value, MARK, None)
+        if isinstance(mark, HandlerMark) and getattr(value, "__module__", None) == module.__name__:
+            _add(value, mark, where, found)
 
 
-def _add(function: Callable[..., Any], where: str, found: _Found) -> None:
-    mark: HandlerMark = getattr(function, MARK)
-    line = inspect.unwrap(function).__code__.co_firstlineno
-    place = _span(where, line)
+def _add(function: Callable[..., Any], mark: HandlerMark, where: str, found: _Found) -> None:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    line = code.co_firstlineno if code is not None else 1
+    place = found.place(where, line)
     if mark.name in found.places:
         first = Related("the first one is here", found.places[mark.name])
         text = f'handler "{mark.name}" is defined twice'
         found.diagnostics.append(Diagnostic(code="FR221", summary=text, span=place, related=(first,)))
         return
     try:
+        if code is None:
+            raise TypeError("it is no function")
+        if _NAME.fullmatch(mark.name) is None:
+            raise TypeError("a name is words of letters, digits, - and _, joined by dots")
         handler, signature = _bind(function, mark, f"{where}:{line}")
-    except (TypeError, NameError) as error:
-        text = f'handler "{mark.name}" cannot be called by flows: {error}'
+    except Exception as error:  # reading annotations runs the plugin's code
+        reason = str(error) if isinstance(error, TypeError | NameError) else _described(error)
+        reason = reason.strip().rpartition("\n")[2]  # msgspec ends with the type that it cannot take
+        text = f'handler "{mark.name}" cannot be called by flows: {reason}'
         found.diagnostics.append(Diagnostic(code="FR222", summary=text, span=place))
         return
     found.places[mark.name] = place
     found.handlers[mark.name], found.signatures[mark.name] = handler, signature
-
-
-def _span(filename: str, line: int) -> Span:
-    start = Position(0, line, 1)
-    return Span(filename, start, start)
 
 
 def _bind(function: Callable[..., Any], mark: HandlerMark, location: str) -> tuple[Handler, Signature]:

@@ -40,13 +40,21 @@ class Lines:
 
     def __init__(self, text: str) -> None:
         self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
-        self._length = len(text)
+        self._text = text
 
     def position(self, offset: int) -> Position:
         """The place of a character; of the text's end for what lies beyond it."""
-        offset = min(offset, self._length)
+        offset = min(offset, len(self._text))
         line = bisect_right(self._starts, offset)
         return Position(offset, line, offset - self._starts[line - 1] + 1)
+
+    def line(self, filename: str, number: int) -> Span:
+        """The words of a line, counted from 1; of the nearest one if there is none such."""
+        number = min(max(number, 1), len(self._starts))
+        start = self._starts[number - 1]
+        text = self._text[start : self._starts[number] if number < len(self._starts) else None]
+        start += len(text) - len(text.lstrip())
+        return Span(filename, self.position(start), self.position(start + len(text.strip())))
 
 
 @dataclass(frozen=True, slots=True)

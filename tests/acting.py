@@ -18,6 +18,7 @@ events:
   go: {external: true, schema: {}}
   told: {schema: {}}
   counted: {schema: {type: object, required: [n], properties: {n: {type: integer}}}, subject: "n/{{ event.n }}"}
+  numbered: {schema: {}, subject: "{{ event.n }}"}
 routes:
   - {on: go, to: h}
 handlers:

@@ -15,13 +15,14 @@ def compiled(root: Path, project: str | None = None) -> Project:
     """Compile, or print what is wrong and exit with 1."""
     if not root.is_dir():
         raise SettingsError(f"{root} is not a folder", hint="name the project's folder with -C")
-    if not Sources(root).flow_files():
+    files = Sources(root).flow_files()
+    if not files:
         raise SettingsError(f"no flow files found in {root / 'flows'}", hint="flowrun init DIR makes a project")
     loaded = load_project(root, project=project)
     compilation = loaded.compilation
     if compilation.plan is None:
         for line in report.full(compilation.diagnostics, compilation.documents, output.paint):
             output.echo(line, err=True)
-        output.echo(report.summary(compilation.diagnostics, len(compilation.documents)), err=True)
+        output.echo(report.summary(compilation.diagnostics, len(files)), err=True)
         raise SystemExit(1)
     return loaded

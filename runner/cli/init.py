@@ -29,13 +29,10 @@ def command(folder: Path) -> None:
     standing = [name for name in _FILES if (folder / name).exists()]
     if standing:
         raise SettingsError(f"{folder / standing[0]} stands already", hint="name an empty folder")
-    project = default_project(folder)
-    for name, template in _FILES.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_template(template).replace("@PROJECT@", project))
-    with as_file(files("runner.schemas").joinpath("flow.schema.json")) as schema:
-        (folder / "schemas" / "flow.schema.json").write_bytes(schema.read_bytes())
+    try:
+        _write(folder)
+    except OSError as error:
+        raise SettingsError(f"{error.filename or folder} cannot be made: {error.strerror}") from None
     for name in (*_FILES, "schemas/flow.schema.json"):
         output.echo(f"  {folder / name}")
     output.echo("")
@@ -46,6 +43,16 @@ def command(folder: Path) -> None:
     output.echo("  flowrun start")
     output.echo("and in another terminal, there:")
     output.echo('  flowrun emit greeting.requested --data \'{"name": "Ada"}\'')
+
+
+def _write(folder: Path) -> None:
+    project = default_project(folder)
+    for name, template in _FILES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_template(template).replace("@PROJECT@", project))
+    with as_file(files("runner.schemas").joinpath("flow.schema.json")) as schema:
+        (folder / "schemas" / "flow.schema.json").write_bytes(schema.read_bytes())
 
 
 def _template(name: str) -> str:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +20,7 @@ from runner.cli.compiled import compiled
 from runner.engine.run import Run
 from runner.engine.worker import Worker
 from runner.errors import SettingsError
+from runner.lang.report import printable
 from runner.plan import Program
 from runner.records import Change
 from runner.settings import Settings, load_settings, mask_url
@@ -186,6 +188,13 @@ class _Formatter(logging.Formatter):
 
     default_time_format = "%H:%M:%S"
     default_msec_format = "%s.%03d"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        text = super().formatMessage(record)
+        return text if record.name == "flowrun" else printable(text)  # colours are ours alone
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join(printable(line) for line in super().formatException(ei).split("\n"))
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

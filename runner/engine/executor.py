@@ -16,6 +16,7 @@ from runner.engine.run import Run
 from runner.errors import ExpressionError
 from runner.expressions import Scope, holds
 from runner.handler import Context
+from runner.message import decode_json, encode_json
 from runner.outcome import Done, Failed, Outcome, Parked, Stopped
 from runner.plan import Emit, Fail, Set, Step, Stop, Switch, Use
 from runner.ports import Clock, Handler
@@ -133,7 +134,7 @@ class Executor:
             case Emit():
                 return self._emit(run, step, run.scope(step.id, **extra))
             case Set():
-                return Done(step.values(run.scope(step.id, **extra)))
+                return Done(_own(step.values(run.scope(step.id, **extra))))
             case Switch():
                 return await self._switch(run, step, extra)
             case Fail():
@@ -169,7 +170,7 @@ class Executor:
 
     async def _use(self, run: Run, step: Use, key: str, scope: Scope) -> Done | Failed | Parked:
         """Try once; a failure that is to be repeated parks the run until then."""
-        inputs = step.inputs(scope)
+        inputs = _own(step.inputs(scope))
         if not isinstance(inputs, dict):
             message = "`with` must give an object"
             return Failed(Error(type="invalid_input", message=message, retryable=False, step=step.id))
@@ -402,6 +403,15 @@ class Executor:
     async def _commit(self, run: Run, state: RunState | None = None, **how: Any) -> None:
         if not await run.commit(state, **how):
             raise NotOurs
+
+
+def _own(value: Any) -> Any:
+    """A copy of an expression's value: `vars` and `steps` change as the run goes on, and a handler may do as it
+    likes with what it got."""
+    try:
+        return decode_json(encode_json(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ExpressionError(f"the result is no JSON value: {error}") from None
 
 
 def _expression_failed(step: Step, error: ExpressionError) -> Failed:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
-from runner.diagnostics import Diagnostic, Severity
-from runner.expressions import compile_value, parse_expression
+from runner.diagnostics import Diagnostic
+from runner.expressions import Expression, compile_value, parse_expression
 from runner.lang import schema
 from runner.lang.declare import FlowDecl, HandlerDecl, StepDecl, declare
 from runner.lang.load import Sources, load
@@ -38,7 +39,7 @@ from runner.plan import (
     Undo,
     Use,
 )
-from runner.source import Document, MappingNode, Node, ScalarNode, plain
+from runner.source import Document, MappingNode, Node, ScalarNode, Span, plain
 
 DEFAULT_TIMEOUT_S = 300.0
 DEFAULT_CONCURRENCY = 100
@@ -51,11 +52,12 @@ class Compilation:
     plan: Plan | None
     diagnostics: tuple[Diagnostic, ...]
     documents: Mapping[str, Document]
+    """The flow files and the payload schemas that were read, by name."""
 
     @property
     def errors(self) -> int:
         """How many of the diagnostics are errors."""
-        return sum(d.severity is Severity.ERROR for d in self.diagnostics)
+        return sum(d.is_error for d in self.diagnostics)
 
 
 def compile_project(
@@ -63,40 +65,67 @@ def compile_project(
     *,
     project: str,
     signatures: Mapping[str, Signature] | None,
+    signatures_complete: bool = True,
     files: Iterable[str] | None = None,
 ) -> Compilation:
     """Compile a project's flow files (or just `files`) against the handler plugins that there are.
 
-    With `signatures` None, what flows ask of plugins is not checked and not bound.
+    With `signatures` None, what flows ask of plugins is not checked and not bound. Where they are not complete,
+    because a plugin is broken, a handler that is not among them is no fault of the flow's.
     """
+    documents, found = _read(sources, files)
+    flows = tuple(flow for document in documents.values() if (flow := declare(document)) is not None)
+    payloads = Payloads(sources)
+    declarations = gather(
+        flows,
+        payloads,
+        signatures,
+        project=project,
+        complete=not any(documents[fault.span.filename].root is None for fault in found if fault.is_error),
+        signatures_complete=signatures_complete,
+    )
+    misshapen = {fault.span for fault in found}
+    # What has the wrong shape is not asked for its meaning: one mistake, one diagnostic.
+    for faults in (payloads.diagnostics, *(rule(declarations) for rule in RULES)):
+        found += (fault for fault in faults if fault.span not in misshapen)
+    diagnostics = tuple(sorted(set(found), key=lambda diagnostic: diagnostic.sort_key))
+    documents |= payloads.documents
+    if any(fault.is_error for fault in found):
+        return Compilation(plan=None, diagnostics=diagnostics, documents=documents)
+    plan = _Compiler(declarations, documents).plan()
+    return Compilation(plan=plan, diagnostics=diagnostics, documents=documents)
+
+
+def _read(sources: Sources, files: Iterable[str] | None) -> tuple[dict[str, Document], list[Diagnostic]]:
+    """The files as documents, and what is wrong with their text and shape."""
     found: list[Diagnostic] = []
     documents: dict[str, Document] = {}
     for name in files if files is not None else sources.flow_files():
         documents[name], faults = load(sources, name)
         found += faults
         found += schema.check(documents[name])
-    flows = tuple(flow for document in documents.values() if (flow := declare(document)) is not None)
-    payloads = Payloads(sources)
-    declarations = gather(flows, payloads, signatures)
-    found += payloads.diagnostics
-    for rule in RULES:
-        found += rule(declarations)
-    found = sorted(set(found), key=lambda diagnostic: diagnostic.sort_key)
-    if any(d.severity is Severity.ERROR for d in found):
-        return Compilation(plan=None, diagnostics=tuple(found), documents=documents)
-    plan = _Compiler(declarations, sources, project).plan()
-    return Compilation(plan=plan, diagnostics=tuple(found), documents=documents)
+    return documents, found
+
+
+class _Common(TypedDict):
+    """What every step has."""
+
+    id: str
+    span: Span
+    name: str | None
+    when: Expression | None
+    catches: tuple[Catch, ...]
+    undo: tuple[Undo, ...]
 
 
 class _Compiler:
     """Declarations without faults → Plan."""
 
-    def __init__(self, declarations: Declarations, sources: Sources, project: str) -> None:
+    def __init__(self, declarations: Declarations, documents: Mapping[str, Document]) -> None:
         self.declarations = declarations
-        self.project = project
-        self._sources = sources
-        self._texts = {flow.name: self._flow_texts(flow) for flow in declarations.flows}
-        self._hashes = {name: _hash(texts) for name, texts in self._texts.items()}
+        self.project = declarations.project
+        self._texts = {name: document.text for name, document in sorted(documents.items())}
+        self._hashes = {flow.name: self._hash(flow) for flow in declarations.flows}
 
     def plan(self) -> Plan:
         routes = {name: tuple(self._routes_to(handler)) for name, handler in self.declarations.handlers.items()}
@@ -110,8 +139,18 @@ class _Compiler:
             events={name: self._event(name) for name in self.declarations.events},
             programs=programs,
             topology=self._topology(),
-            sources={self._hashes[name]: texts for name, texts in self._texts.items()},
+            # A flow may emit what another declares: a run that is resumed needs the texts of all.
+            sources=dict.fromkeys(self._hashes.values(), self._texts),
         )
+
+    def _hash(self, flow: FlowDecl) -> str:
+        """What tells one plan of a flow from another: its own text and the schemas that it uses."""
+        used = self.declarations.compiler.used.get(flow.document.filename, set())
+        digest = hashlib.sha256()
+        for name in sorted({flow.document.filename, *used}):
+            text = self._texts[name]
+            digest.update(f"{name}\0{len(text)}\0{text}".encode())
+        return digest.hexdigest()[:16]
 
     # --- topology
 
@@ -204,22 +243,12 @@ class _Compiler:
         return tuple(self._step(step, defaults) for step in steps)
 
     def _step(self, step: StepDecl, defaults: RetryPolicy) -> Step:
-        name = step.node.get("name")
-        common = {
-            "id": step.id,
-            "span": step.node.span,
-            "name": str(plain(name)) if name is not None else None,
-            "when": _condition(step.when),
-            "catches": tuple(
-                Catch(types=catch.types, steps=self._steps(catch.steps, defaults)) for catch in step.catches
-            ),
-            "undo": tuple(Undo(step=self._undo(undo)) for undo in step.undo),
-        }
+        common = self._common(step, defaults)
         match step.action:
             case "use":
-                return Use(**common, **_call(step, retry_policy(defaults, step.node.get("retry"))))
+                return _use(step, common, retry_policy(defaults, step.node.get("retry")))
             case "emit":
-                return Emit(**common, event=str(step.name), data=compile_value(_inputs(step.inputs)))
+                return _emit(step, common)
             case "set":
                 return Set(**common, values=compile_value(plain(step.target)))
             case "switch":
@@ -234,42 +263,45 @@ class _Compiler:
                 return Fail(**common, type=str(plain(step.target.get("type"))), message=compile_value(message or ""))
         return Stop(**common)
 
-    def _undo(self, step: StepDecl) -> Use | Emit:
-        base = {"id": step.id, "span": step.node.span, "when": _condition(step.when)}
+    def _common(self, step: StepDecl, defaults: RetryPolicy) -> _Common:
+        name = step.node.get("name")
+        return _Common(
+            id=step.id,
+            span=step.node.span,
+            name=str(plain(name)) if name is not None else None,
+            when=_condition(step.when),
+            catches=tuple(Catch(types=catch.types, steps=self._steps(catch.steps, defaults)) for catch in step.catches),
+            undo=tuple(Undo(step=self._undo(undo, defaults)) for undo in step.undo),
+        )
+
+    def _undo(self, step: StepDecl, defaults: RetryPolicy) -> Use | Emit:
+        common = self._common(step, defaults)
         if step.action == "use":
-            return Use(**base, **_call(step, undo_policy(step.node.get("retry"))))
-        return Emit(**base, event=str(step.name), data=compile_value(_inputs(step.inputs)))
-
-    def _flow_texts(self, flow: FlowDecl) -> dict[str, str]:
-        used = self.declarations.compiler.used.get(flow.document.filename, set())
-        # Events of other flows that this one emits or takes bring their own schemas.
-        names = {flow.document.filename, *used}
-        return {name: self._sources.read(name).decode("utf-8-sig") for name in sorted(names)}
+            return _use(step, common, undo_policy(step.node.get("retry")))
+        return _emit(step, common)
 
 
-def _call(step: StepDecl, retry: RetryPolicy) -> dict[str, object]:
+def _use(step: StepDecl, common: _Common, retry: RetryPolicy) -> Use:
     timeout = duration_s(step.node.get("timeout"))
-    return {
-        "handler": str(step.name),
-        "inputs": compile_value(_inputs(step.inputs)),
-        "timeout_s": DEFAULT_TIMEOUT_S if timeout is None else timeout,
-        "retry": retry,
-    }
+    return Use(
+        **common,
+        handler=str(step.name),
+        inputs=compile_value(_inputs(step.inputs)),
+        timeout_s=DEFAULT_TIMEOUT_S if timeout is None else timeout,
+        retry=retry,
+    )
+
+
+def _emit(step: StepDecl, common: _Common) -> Emit:
+    return Emit(**common, event=str(step.name), data=compile_value(_inputs(step.inputs)))
 
 
 def _inputs(node: Node | None) -> object:
     return {} if node is None else plain(node)
 
 
-def _condition(node: ScalarNode | None):  # type: ignore[no-untyped-def]
+def _condition(node: ScalarNode | None) -> Expression | None:
     if node is None:
         return None
     text = node.value if isinstance(node.value, str) else str(node.value).lower()
     return parse_expression(text)
-
-
-def _hash(texts: Mapping[str, str]) -> str:
-    digest = hashlib.sha256()
-    for name, text in sorted(texts.items()):
-        digest.update(f"{name}\0{len(text)}\0{text}".encode())
-    return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from json import JSONDecodeError, JSONDecoder
 
@@ -54,7 +55,10 @@ class _Reader:
         if number is None:
             raise JSONDecodeError("a value is missing here", self.text, at)
         whole = number.group(1) is None and number.group(2) is None
-        return self._scalar(at, number.end(), int(number.group()) if whole else float(number.group()))
+        found = int(number.group()) if whole else float(number.group())
+        if isinstance(found, float) and math.isinf(found):
+            raise JSONDecodeError("the number is too large", self.text, at)
+        return self._scalar(at, number.end(), found)
 
     def _string(self, at: int) -> tuple[ScalarNode, int]:
         value, end = _DECODER.raw_decode(self.text, at)
@@ -69,6 +73,8 @@ class _Reader:
         while self.text[at : at + 1] != "]":
             if items:
                 at = self._expect(",", at, "]")
+                if self.text[at : at + 1] == "]":
+                    raise JSONDecodeError("a comma must not stand before this", self.text, at)
             item, at = self.value(at, depth + 1)
             items.append(item)
             at = self.space(at)
@@ -80,6 +86,8 @@ class _Reader:
         while self.text[at : at + 1] != "}":
             if entries:
                 at = self._expect(",", at, "}")
+            if entries and self.text[at : at + 1] == "}":
+                raise JSONDecodeError("a comma must not stand before this", self.text, at)
             if self.text[at : at + 1] != '"':
                 raise JSONDecodeError("a key in double quotes is missing here", self.text, at)
             key, at = self._string(at)

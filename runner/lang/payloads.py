@@ -53,6 +53,16 @@ def accept_all(_: Any) -> str | None:
     return None
 
 
+@dataclass(slots=True)
+class _Scan:
+    """The reading of one event's schema: which files it used, which references it has."""
+
+    used: set[str]
+    seen: set[str] = field(default_factory=set)
+    references: dict[int, ScalarNode] = field(default_factory=dict)
+    sound: bool = True
+
+
 class Payloads:
     """All payload schemas of a project; remembers which files each flow used."""
 
@@ -68,12 +78,11 @@ class Payloads:
         """The payload schema written at `node` in a flow file. Faults go to `diagnostics`."""
         if node is None:
             return Payload(accept_all)
-        used = self.used.setdefault(document.filename, set())
+        scan = _Scan(self.used.setdefault(document.filename, set()))
         before = len(self.diagnostics)
-        references: list[ScalarNode] = []
-        self._scan(node, document, used, references)
-        self.diagnostics += circles(references, self._targets)
-        if len(self.diagnostics) > before:
+        self._scan(node, document, scan)
+        self.diagnostics += circles(scan.references.values(), self._targets)
+        if len(self.diagnostics) > before or not scan.sound:
             return Payload(accept_all)
         written = _without_id(plain(node))
         base = _SCHEME + document.filename
@@ -92,13 +101,11 @@ class Payloads:
         except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError):
             return accept_all  # e.g. "#/$defs/x" of the outer schema: its own check will say it at run time
 
-    def _scan(self, node: Node, document: Document, used: set[str], found: list[ScalarNode]) -> None:
-        """Check a schema, and the files that it refers to, each once; note the references in `found`."""
+    def _scan(self, node: Node, document: Document, scan: _Scan) -> None:
+        """Check a schema, and the files that it refers to, each once."""
         self.diagnostics += schema_faults(node)
         for reference in references_in(node):
-            if any(reference is known for known in found):
-                continue
-            found.append(reference)
+            scan.references[id(reference)] = reference
             target, fragment = urldefrag(str(reference.value))
             root: Node | None = node
             if target:
@@ -106,17 +113,19 @@ class Payloads:
                 if name is None:
                     self.diagnostics.append(outside(reference))
                     continue
-                root = self._file(name, reference, used, found)
+                root = self._file(name, reference, scan)
             if root is not None:
                 self._point(reference, unquote(fragment), root)
 
-    def _file(self, name: str, reference: ScalarNode, used: set[str], found: list[ScalarNode]) -> Node | None:
+    def _file(self, name: str, reference: ScalarNode, scan: _Scan) -> Node | None:
         """The root of a file that a `$ref` names, itself checked."""
         document = self._document(name, reference)
-        if name not in used:
-            used.add(name)
-            if document.root is not None:
-                self._scan(document.root, document, used, found)
+        if document.root is None:
+            scan.sound = False
+        elif name not in scan.seen:
+            scan.seen.add(name)
+            scan.used.add(name)
+            self._scan(document.root, document, scan)
         return document.root
 
     def _point(self, reference: ScalarNode, fragment: str, root: Node) -> None:

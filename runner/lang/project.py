@@ -15,9 +15,13 @@ from runner.topics import topic_matches
 class Declarations:
     """What all flow files of a project declare, and the handler plugins that there are.
 
-    `signatures` is None where plugins were not looked at.
+    `signatures` is None where plugins were not looked at. Where a flow file (`complete`) or a plugin
+    (`signatures_complete`) could not be read, what it declares is not known, and no name can be said to be missing.
     """
 
+    project: str
+    complete: bool
+    signatures_complete: bool
     flows: tuple[FlowDecl, ...]
     events: Mapping[str, EventDecl]
     handlers: Mapping[str, HandlerDecl]
@@ -41,7 +45,15 @@ class Declarations:
                     yield flow, handler, step
 
 
-def gather(flows: tuple[FlowDecl, ...], compiler: Payloads, signatures: Mapping[str, Signature] | None) -> Declarations:
+def gather(
+    flows: tuple[FlowDecl, ...],
+    compiler: Payloads,
+    signatures: Mapping[str, Signature] | None,
+    *,
+    project: str,
+    complete: bool = True,
+    signatures_complete: bool = True,
+) -> Declarations:
     """Put the flows together; of two that declare one name, the first counts."""
     events: dict[str, EventDecl] = {}
     handlers: dict[str, HandlerDecl] = {}
@@ -52,6 +64,9 @@ def gather(flows: tuple[FlowDecl, ...], compiler: Payloads, signatures: Mapping[
             handlers.setdefault(handler.full_name, handler)
     payloads = {name: compiler.compile(event.schema, event.document) for name, event in events.items()}
     return Declarations(
+        project=project,
+        complete=complete,
+        signatures_complete=signatures_complete,
         flows=flows,
         events=events,
         handlers=handlers,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from unicodedata import combining, east_asian_width
 
-from runner.diagnostics import Diagnostic, Severity
+from runner.diagnostics import Diagnostic
 from runner.source import Document, Position, Span
 
 WIDTH = 120
@@ -39,7 +39,7 @@ def concise(diagnostics: Sequence[Diagnostic]) -> Iterable[str]:
 
 def as_json(diagnostics: Sequence[Diagnostic], documents: Mapping[str, Document]) -> str:
     """One JSON value in terraform's words (LANGUAGE, Commands)."""
-    errors = sum(d.severity is Severity.ERROR for d in diagnostics)
+    errors = sum(d.is_error for d in diagnostics)
     report = {
         "format_version": "1.0",
         "valid": errors == 0,
@@ -53,7 +53,7 @@ def as_json(diagnostics: Sequence[Diagnostic], documents: Mapping[str, Document]
 
 def summary(diagnostics: Sequence[Diagnostic], files: int) -> str:
     """The last line of a text report."""
-    errors = sum(d.severity is Severity.ERROR for d in diagnostics)
+    errors = sum(d.is_error for d in diagnostics)
     warnings = len(diagnostics) - errors
     if not diagnostics:
         return f"{_count(files, 'file')} valid."
@@ -66,7 +66,7 @@ def printable(text: str) -> str:
 
 
 def _one(d: Diagnostic, documents: Mapping[str, Document], paint: Paint) -> str:
-    colour = "red" if d.severity is Severity.ERROR else "yellow"
+    colour = "red" if d.is_error else "yellow"
     head = f"{paint(f'{d.severity}[{d.code}]', colour)}: {paint(printable(d.summary), 'bold')}"
     number = str(d.span.start.line)
     margin = " " * len(number)

@@ -26,6 +26,17 @@ _TYPE_NAMES = {
     "boolean": "true or false",
     "null": "nothing",
 }
+_ITEMS = {
+    "routes": "route",
+    "steps": "step",
+    "do": "step",
+    "default": "step",
+    "on_failure": "step",
+    "switch": "branch",
+    "catch": "catch entry",
+    "compensate": "compensation",
+}
+"""What an item of a list is called."""
 
 
 @lru_cache
@@ -80,14 +91,13 @@ class _Explainer:
     def _missing(self, path: list[str | int], node: Node, key: str) -> Diagnostic:
         owner = _owner(self.root, path)
         span = owner.span if owner is not None else _first_line(node)
-        what = f'"{path[-1]}"' if path and isinstance(path[-1], str) else "this"
-        return Diagnostic(code="FR102", summary=f'{what} needs the key "{key}"', span=span)
+        return Diagnostic(code="FR102", summary=f'{_called(path)} needs the key "{key}"', span=span)
 
     def _bad_name(self, error: Any, node: Node) -> Diagnostic:
         inner = error.kind.error
-        name = str(inner.instance) if not isinstance(inner.instance, str) else inner.instance
+        name = str(inner.instance)
         title = self._title([*error.schema_path])
-        summary = f'"{name}" is not {title or "a valid name"}'
+        summary = f'"{_clip(name)}" is not {title or "a valid name"}'
         return Diagnostic(code="FR106", summary=summary, span=_key_span(node, name), help=self._hint(error.schema_path))
 
     def _bad_value(self, error: Any, node: Node) -> Diagnostic:
@@ -112,7 +122,12 @@ class _Explainer:
                 wanted = json.dumps(kind.expected_value)
                 return Diagnostic(code="FR105", summary=f"expected {wanted}, found {shown}", span=node.span)
             case "minItems" | "minProperties":
-                return Diagnostic(code="FR107", summary="this must not be empty", span=_first_line(node))
+                path = list(error.instance_path)
+                return Diagnostic(code="FR107", summary=f"{_called(path)} must not be empty", span=_first_line(node))
+            case "minLength":
+                return Diagnostic(code="FR107", summary="this text must not be empty", span=node.span)
+            case "minimum":
+                return Diagnostic(code="FR107", summary=f"{shown} is less than {kind.limit}", span=node.span)
         summary = error.message if len(error.message) < 160 else f"{shown} is not valid here"
         return Diagnostic(code="FR107", summary=summary, span=_first_line(node))
 
@@ -141,22 +156,31 @@ class _Explainer:
             summary = f"expected a mapping with one of {', '.join(actions)}, found {_shown(node)}"
             yield Diagnostic(code="FR103", summary=summary, span=_first_line(node))
             return
-        present = [key for key in actions if node.get(key) is not None]
+        present = [key for _, key, _ in node.items() if key.text in actions]
         if len(present) == 1 and context is not None:
-            for inner in context[actions.index(present[0])]:
+            for inner in context[actions.index(present[0].text)]:
                 yield from self.error(inner)
         elif not present:
-            words = [key.value for key, _ in node.entries if isinstance(key.value, str)]
-            near = next((hint for word in words if (hint := did_you_mean(word, actions))), None)
-            summary = f"exactly one of {', '.join(actions)} must stand here"
-            yield Diagnostic(code="FR108", summary=summary, span=_first_line(node), help=near)
+            yield from self._no_action(error, node, actions)
         else:
-            first, second = (key for name, key, _ in node.items() if name in present[:2])
-            summary = f'only one action may stand here: there are "{first.value}" and "{second.value}"'
-            yield Diagnostic(
-                code="FR108", summary=summary, span=second.span, related=(Related("the first one", first.span),),
-                help="make them two steps",
-            )  # fmt: skip
+            first, second = present[:2]
+            summary = f'only one action may stand here: there are "{first.text}" and "{second.text}"'
+            related = (Related("the first one is here", first.span),)
+            help = "make them two steps"
+            yield Diagnostic(code="FR108", summary=summary, span=second.span, help=help, related=related)
+
+    def _no_action(self, error: Any, node: MappingNode, actions: list[str]) -> Iterator[Diagnostic]:
+        """Without an action, the unknown keys are what may have been meant as one."""
+        branches = [self._resolve(branch) for branch in self._at(error.schema_path)]
+        known = {key for branch in branches for key in branch.get("properties", {})}
+        unknown = [key for _, key, _ in node.items() if key.text not in known]
+        for key in unknown:
+            help = did_you_mean(key.text, known) or f"a step has one of: {', '.join(actions)}"
+            yield Diagnostic(code="FR101", summary=f'unknown key "{key.text}"', span=key.span, help=help)
+        if not unknown:
+            summary = f"{_called(list(error.instance_path))} needs an action"
+            help = f"one of: {', '.join(actions)}"
+            yield Diagnostic(code="FR108", summary=summary, span=_first_line(node), help=help)
 
     def _at(self, path: list[str | int]) -> Any:
         node: Any = self.schema
@@ -196,7 +220,7 @@ def _distance(errors: list[Any], path: list[str | int]) -> tuple[int, int]:
 def _key_span(node: Node, key: str) -> Span:
     if isinstance(node, MappingNode):
         for name, _ in node.entries:
-            if str(name.value) == key:
+            if name.text == key:
                 return name.span
     return _first_line(node)
 
@@ -220,9 +244,22 @@ def _shown(node: Node) -> str:
     if isinstance(node, ScalarNode):
         if node.value is None:
             return "nothing"
-        text = json.dumps(node.value, ensure_ascii=False)
-        return text if len(text) <= 60 else text[:59] + "…"
+        return _clip(json.dumps(node.value, ensure_ascii=False))
     return "a mapping" if isinstance(node, MappingNode) else "a list"
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _called(path: list[str | int]) -> str:
+    """What stands at a path, as its author calls it."""
+    if not path:
+        return "the file"
+    if isinstance(path[-1], str):
+        return f'"{_clip(path[-1])}"'
+    owner = next((step for step in reversed(path) if isinstance(step, str)), "")
+    return f"this {_ITEMS.get(owner, 'item')}"
 
 
 def _listed(words: list[str]) -> str:

@@ -20,7 +20,7 @@ _BLOCK = {
 }
 _ALIAS = '* and & begin an anchor\'s name: quote a text that begins so, like "*.placed"'
 _PROBLEMS = (
-    ("mapping values are not allowed", '":" cannot stand here', 'quote a text that has ": " in it'),
+    ("mapping values are not allowed", '":" cannot stand here', 'quote a text that holds ": " or ends with ":"'),
     ("block sequence entries are not allowed", "a list cannot begin here", "begin it on a line of its own"),
     ("did not find expected alphabetic or numeric", "this is no name of an anchor", _ALIAS),
     ("found character that cannot start", "a text cannot begin with this character", "quote the text"),

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from types import TracebackType
 from typing import TypeVar
@@ -285,20 +285,33 @@ def _targets(message: Outgoing, kind: str | None, bindings: list[tuple[str, str,
 
 
 def _declare(connection: sqlite3.Connection, topology: Topology) -> None:
+    types = dict(connection.execute("SELECT name, type FROM broker_exchanges").fetchall())
     for exchange in topology.exchanges:
-        _declare_one(connection, "broker_exchanges", "type", "exchange", exchange.name, exchange.type)
+        stands = {"type": types.get(exchange.name, exchange.type)}
+        _refuse_drift("exchange", exchange.name, stands, {"type": exchange.type})
+    queues = dict(connection.execute("SELECT name, arguments FROM broker_queues").fetchall())
     for queue in topology.queues:
-        arguments = _encode(dict(sorted(queue.arguments.items()))).decode()
-        _declare_one(connection, "broker_queues", "arguments", "queue", queue.name, arguments)
+        if queue.name in queues:
+            _refuse_drift("queue", queue.name, msgspec.json.decode(queues[queue.name]), queue.arguments)
+    connection.executemany(
+        "INSERT INTO broker_exchanges VALUES (?, ?) ON CONFLICT DO NOTHING",
+        [(exchange.name, exchange.type) for exchange in topology.exchanges],
+    )
+    connection.executemany(
+        "INSERT INTO broker_queues VALUES (?, ?) ON CONFLICT DO NOTHING",
+        [(queue.name, _encode(dict(queue.arguments)).decode()) for queue in topology.queues],
+    )
     connection.executemany(
         "INSERT INTO broker_bindings VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         [(b.exchange, b.queue, b.pattern) for b in topology.bindings],
     )
 
 
-def _declare_one(connection: sqlite3.Connection, table: str, column: str, what: str, name: str, value: str) -> None:
-    row = connection.execute(f"SELECT {column} FROM {table} WHERE name = ?", (name,)).fetchone()  # noqa: S608 constants
-    if row is None:
-        connection.execute(f"INSERT INTO {table} VALUES (?, ?)", (name, value))  # noqa: S608 constants
-    elif row[0] != value:
-        raise TopologyError(f'{what} "{name}" stands with {column} {row[0]}, the plan says {value}')
+def _refuse_drift(what: str, name: str, stands: Mapping[str, object], planned: Mapping[str, object]) -> None:
+    for argument in sorted({*stands, *planned}):
+        live, plan = (f'"{side[argument]}"' if argument in side else "none" for side in (stands, planned))
+        if live != plan:
+            raise TopologyError(
+                f'{what} "{name}" stands with {argument} {live}, the plan says {plan}',
+                hint="drain and delete it, or name another project",
+            )

@@ -349,10 +349,12 @@ def parse_url(text: str) -> URL:
     try:
         url = URL(text)
         port = url.port
+        if url.fragment:
+            raise ValueError
     except ValueError:
         raise SettingsError(
             "the broker's URL cannot be read: its host or port is wrong, or its password has a character that a URL "
-            "must write as %2F (/), %3A (:), %40 (@) and so on",
+            "must write as %2F (/), %3A (:), %40 (@), %23 (#) and so on",
             hint=_URL_HINT,
         ) from None
     if url.scheme not in ("amqp", "amqps") or not url.host:
@@ -547,7 +549,7 @@ def _connect_fault(url: URL, error: BaseException) -> TransportError:
 
 
 def _why_unreachable(error: BaseException, text: str) -> str:
-    if isinstance(error, TimeoutError) and not text:
+    if isinstance(error, TimeoutError) and error.errno is None:
         return f"no answer within {CONNECT_TIMEOUT_S:g} s"
     if not isinstance(error, OSError) or error.strerror is None:
         return text

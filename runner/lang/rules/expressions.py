@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from runner.diagnostics import Diagnostic, Related, did_you_mean
 from runner.expressions import Expression, ExpressionSyntaxError, Read, parse_expression, parse_template
 from runner.lang.declare import FlowDecl, HandlerDecl, StepDecl, all_steps, scalars
+from runner.lang.expression_syntax import explain
 from runner.lang.project import Declarations
 from runner.source import MappingNode, ScalarNode
 
@@ -63,7 +64,7 @@ def _step(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
         yield from _bare(branch.when, place)
         yield from _steps(branch.steps, place)
     if step.action == "set" and isinstance(step.target, MappingNode):
-        place.variables.update(str(key.value) for key, _ in step.target.entries)
+        place.variables.update(name for name, _, _ in step.target.items())
     place.steps[step.id] = step
     undoing = replace(place, names=place.names | {"error", "output"})
     for undo in step.undo:
@@ -93,7 +94,7 @@ def _parsed(node: ScalarNode, place: _Place, *, bare: bool) -> Iterator[Diagnost
     try:
         expression: Expression = parse_expression(text) if bare else parse_template(text)
     except ExpressionSyntaxError as error:
-        yield Diagnostic(code="FR320", summary=error.message, span=node.part(error.offset, error.length))
+        yield explain(error, node)
         return
     for read in expression.reads:
         yield from _read(read, node, place)

@@ -15,7 +15,7 @@ from runner.lang.declare import StepDecl, scalars
 from runner.lang.payloads import Payload
 from runner.lang.project import Declarations
 from runner.plan import Signature
-from runner.source import MappingNode, Node, ScalarNode, plain
+from runner.source import MappingNode, Node, ScalarNode, Span, plain
 
 _OPAQUE = frozenset({"$ref", "allOf", "anyOf", "oneOf", "if", "patternProperties", "dependentSchemas", "not"})
 
@@ -23,14 +23,31 @@ _OPAQUE = frozenset({"$ref", "allOf", "anyOf", "oneOf", "if", "patternProperties
 def check(project: Declarations) -> Iterator[Diagnostic]:
     """Inputs that cannot fit."""
     for _, _, step in project.steps():
+        name = step.name or ""
         if step.inputs is not None and not isinstance(step.inputs, MappingNode):
-            continue  # one template, or a wrong shape that has been reported
-        if step.action == "use" and project.signatures is not None:
-            signature = project.signatures.get(step.name or "")
+            yield from _one_template(step)
+        elif step.action == "use" and project.signatures is not None:
+            signature = project.signatures.get(name)
             if signature is not None:
                 yield from _use(step, signature)
-        elif step.action == "emit" and step.name in project.payloads:
-            yield from _emit(project, step, project.payloads[step.name])
+        elif step.action == "emit" and name in project.payloads:
+            yield from _emit(project, step, project.payloads[name])
+
+
+def _one_template(step: StepDecl) -> Iterator[Diagnostic]:
+    """A `with` that is no mapping is one template: any other text can never be an object."""
+    node = step.inputs
+    if step.action not in ("use", "emit") or not isinstance(node, ScalarNode) or not isinstance(node.value, str):
+        return  # of the wrong shape
+    if not _is_one_template(node.value):
+        summary = '"with" is a text, and must be a mapping'
+        help = 'write with: {name: value}, or one template: with: "{{ … }}"'
+        yield Diagnostic(code="FR307", summary=summary, span=node.span, help=help)
+
+
+def _is_one_template(text: str) -> bool:
+    stripped = text.strip()
+    return stripped.startswith("{{") and stripped.endswith("}}") and stripped.count("{{") == 1
 
 
 def _use(step: StepDecl, signature: Signature) -> Iterator[Diagnostic]:
@@ -48,8 +65,8 @@ def _use(step: StepDecl, signature: Signature) -> Iterator[Diagnostic]:
     for parameter in signature.parameters:
         if parameter.required and parameter.name not in given:
             summary = f'{signature.name} needs "{parameter.name}" ({signature.location})'
-            span = (step.node.key("with") or step.target).span
-            yield Diagnostic(code="FR305", summary=summary, span=span, help=f"add it under with: {parameter.name}: …")
+            help = _add_it(step, parameter.name)
+            yield Diagnostic(code="FR305", summary=summary, span=_place(step), help=help)
 
 
 def _emit(project: Declarations, step: StepDecl, payload: Payload) -> Iterator[Diagnostic]:
@@ -73,15 +90,23 @@ def _emit(project: Declarations, step: StepDecl, payload: Payload) -> Iterator[D
             yield Diagnostic(code="FR304", summary=summary, span=key.span, help=help, related=related)
     for name in outline.get("required", ()):
         if name not in given:
-            span = (step.node.key("with") or step.target).span
             summary = f'event "{step.name}" needs the field "{name}"'
-            yield Diagnostic(code="FR305", summary=summary, span=span, related=related)
+            help = _add_it(step, name)
+            yield Diagnostic(code="FR305", summary=summary, span=_place(step), help=help, related=related)
+
+
+def _place(step: StepDecl) -> Span:
+    return (step.node.key("with") or step.target).span
+
+
+def _add_it(step: StepDecl, name: str) -> str:
+    return f"add {name}: …" if step.node.get("with") is not None else f"add with: {{{name}: …}}"
 
 
 def _given(step: StepDecl) -> dict[str, tuple[ScalarNode, Node]]:
     if not isinstance(step.inputs, MappingNode):
         return {}
-    return {str(key.value): (key, value) for key, value in step.inputs.entries}
+    return {name: (key, value) for name, key, value in step.inputs.items()}
 
 
 def _constant(name: str, value: Node, schema: Mapping[str, Any], location: str) -> Iterator[Diagnostic]:

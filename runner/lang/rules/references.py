@@ -12,11 +12,12 @@ from runner.source import Span
 
 def check(project: Declarations) -> Iterator[Diagnostic]:
     """References to what is not there."""
-    for flow in project.flows:
-        for route in flow.routes:
-            yield from _route(project, flow, route)
+    if project.complete:
+        for flow in project.flows:
+            for route in flow.routes:
+                yield from _route(project, flow, route)
     for _, _, step in project.steps():
-        if step.action == "emit" and step.name is not None and step.name not in project.events:
+        if project.complete and step.action == "emit" and step.name is not None and step.name not in project.events:
             yield Diagnostic(
                 code="FR201",
                 summary=f'no event named "{step.name}"',
@@ -60,6 +61,8 @@ def _route(project: Declarations, flow: FlowDecl, route: RouteDecl) -> Iterator[
 
 def _plugin(project: Declarations, name: str, span: Span) -> Iterator[Diagnostic]:
     if project.signatures is None or name in project.signatures:
+        return
+    if not project.signatures_complete:
         return
     help = did_you_mean(name, project.signatures)
     if help is not None:

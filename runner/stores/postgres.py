@@ -1,0 +1,339 @@
+"""The PostgreSQL store: many runners, on many machines, on one database.
+
+One writer task a process commits whatever is queued as one transaction, with one `unnest` statement a table.
+Runners own their runs by a lease: one heartbeat a process, not a run. A runner whose lease has run out writes
+nothing more under its old name, because every update asks whether the run is still its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from importlib.resources import files
+from types import TracebackType
+from typing import Any, TypeVar
+
+import asyncpg
+import msgspec
+
+from runner.errors import NotFoundError, StoreError
+from runner.message import new_id
+from runner.records import Backlog, Change, DeadLetter, OutboxRow, RunSummary, StoredRun
+from runner.sql import load_queries
+from runner.stores import rows
+from runner.times import rfc3339
+
+LEASE_S = 15.0
+HEARTBEAT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
+MAX_GROUP = 500
+SCRIPTS = ("postgres_schema.sql",)
+
+_SQL = load_queries("runner.stores", "postgres_queries.sql")
+_log = logging.getLogger("flowrun.postgres")
+T = TypeVar("T")
+_Waiting = tuple[Change, "asyncio.Future[bool]"]
+_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
+
+
+class PostgresStore:
+    """`Store`, `StoreReader` and `PlanStore` in a PostgreSQL database, in the schema `schema`."""
+
+    def __init__(self, url: str, schema: str, *, lease_s: float = LEASE_S) -> None:
+        self._url = url
+        self._schema = schema
+        self._lease_s = lease_s
+        self._owner = new_id()
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._waiting: list[_Waiting] = []
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> PostgresStore:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                self._pool = await asyncpg.create_pool(
+                    self._url,
+                    min_size=1,
+                    max_size=4,
+                    server_settings={"search_path": f'"{self._schema}"', "application_name": "flowrun"},
+                )
+        except (*_FAULTS, ValueError) as error:
+            raise _connect_fault(self._url, error) from error
+        try:
+            await self._with(self._migrate)
+            await self._beat()
+        except BaseException:
+            await self._pool.close()
+            raise
+        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._heartbeat())]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        assert self._pool is not None
+        try:
+            await self._with(self._leave)
+        except StoreError as fault:  # what is not put down now is, once the lease has run out
+            _log.warning("%s", fault)
+        await self._pool.close()
+
+    # --- Store
+
+    async def commit(self, change: Change) -> bool:
+        """See `Store.commit`."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((change, future))
+        self._wake.set()
+        return await future
+
+    async def bury(self, letter: DeadLetter) -> None:
+        """See `Store.bury`."""
+        await self._with(lambda c: c.execute(_SQL["bury"], *rows.letter_values(letter)))
+
+    async def take(self, now: datetime, limit: int) -> Sequence[StoredRun]:
+        """See `Store.take`."""
+
+        async def take(connection: _Connection) -> list[StoredRun]:
+            async with connection.transaction():
+                await connection.execute(_SQL["forget_dead_runners"])
+                taken = await connection.fetch(_SQL["take_due"], self._owner, rfc3339(now), limit)
+                left = limit - len(taken)
+                taken += await connection.fetch(_SQL["take_orphans"], self._owner, left) if left else []
+                return await _whole(connection, [row["id"] for row in taken])
+
+        return await self._with(take)
+
+    async def outbox(self, limit: int, *, refused: bool = False) -> Sequence[OutboxRow]:
+        """See `Store.outbox`."""
+
+        async def take(connection: _Connection) -> list[OutboxRow]:
+            async with connection.transaction():
+                await connection.execute(_SQL["free_outbox"])
+                return [
+                    rows.outbox_row(row)
+                    for row in await connection.fetch(_SQL["take_outbox"], self._owner, refused, limit)
+                ]
+
+        return sorted(await self._with(take), key=lambda row: row.position)
+
+    async def sent(self, results: Mapping[int, str | None]) -> None:
+        """See `Store.sent`."""
+        confirmed = [position for position, reason in results.items() if reason is None]
+        refused = [(position, reason) for position, reason in results.items() if reason is not None]
+
+        async def note(connection: _Connection) -> None:
+            async with connection.transaction():
+                await connection.execute(_SQL["outbox_confirmed"], confirmed)
+                await connection.execute(_SQL["outbox_refused"], *_columns(refused, 2))
+
+        await self._with(note)
+
+    # --- StoreReader
+
+    async def runs(self, *, limit: int, state: str | None = None, handler: str | None = None) -> Sequence[RunSummary]:
+        """See `StoreReader.runs`."""
+        found = await self._with(lambda c: c.fetch(_SQL["runs"], state, handler, limit))
+        return [rows.run_summary(row) for row in found]
+
+    async def run(self, run_id: str) -> StoredRun | None:
+        """See `StoreReader.run`. Raises NotFoundError if the beginning fits several."""
+
+        async def find(connection: _Connection) -> StoredRun | None:
+            found = await _whole(connection, [run_id])
+            if not found:
+                near = await connection.fetch(_SQL["run_ids_like"], run_id)
+                if len(near) > 1:
+                    raise NotFoundError(f'more than one run begins with "{run_id}"', hint="give more of its id")
+                found = await _whole(connection, [row["id"] for row in near])
+            return found[0] if found else None
+
+        return await self._with(find)
+
+    async def known(self, run_id: str) -> bool:
+        """See `StoreReader.known`."""
+        return await self._with(lambda c: c.fetchval(_SQL["known"], run_id)) is not None
+
+    async def dead_letters(self, *, limit: int) -> Sequence[DeadLetter]:
+        """See `StoreReader.dead_letters`."""
+        return [rows.dead_letter(row) for row in await self._with(lambda c: c.fetch(_SQL["dead_letters"], limit))]
+
+    async def backlog(self) -> Backlog:
+        """See `StoreReader.backlog`."""
+        row = await self._with(lambda c: c.fetchrow(_SQL["backlog"]))
+        assert row is not None
+        return Backlog(runs=row[0], outbox=row[1], refused=row[2], dead_letters=row[3])
+
+    # --- PlanStore
+
+    async def keep_plan(self, plan_hash: str, sources: Mapping[str, str]) -> None:
+        """See `PlanStore.keep_plan`."""
+        await self._with(lambda c: c.execute(_SQL["keep_plan"], plan_hash, rows.text(dict(sources))))
+
+    async def unfinished_plans(self) -> Mapping[str, Mapping[str, str]]:
+        """See `PlanStore.unfinished_plans`."""
+        found = await self._with(lambda c: c.fetch(_SQL["unfinished_plans"]))
+        return {row["hash"]: msgspec.json.decode(row["sources"], type=dict[str, str]) for row in found}
+
+    # --- the writer
+
+    async def _write(self) -> None:
+        """Commit whatever is queued, together, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
+                await self._commit_group(group)
+
+    async def _commit_group(self, group: list[_Waiting]) -> None:
+        """As one transaction; if that fails by one change's fault, each alone, so that it harms only itself."""
+        try:
+            outcomes = await self._with(lambda c: self._apply(c, [change for change, _ in group]))
+        except StoreError as error:
+            if len(group) > 1 and isinstance(error.__cause__, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError):
+                for waiting in group:
+                    await self._commit_group([waiting])
+                return
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(StoreError(error.message, hint=error.hint))
+            return
+        for (_, future), outcome in zip(group, outcomes, strict=True):
+            if future.done():
+                continue
+            if isinstance(outcome, StoreError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    async def _apply(self, connection: _Connection, changes: Sequence[Change]) -> list[bool | StoreError]:
+        async with connection.transaction():
+            begun = await self._begin(connection, [c for c in changes if c.started is not None])
+            standing = [c for c in changes if c.started is None or c.run_id in begun]
+            owned = await self._set_states(connection, [c for c in standing if _changes_state(c)])
+            valid = [c for c in standing if not _changes_state(c) or c.run_id in owned]
+            await self._append(connection, valid)
+        return [_outcome(change, begun, owned) for change in changes]
+
+    async def _begin(self, connection: _Connection, changes: list[Change]) -> set[str]:
+        """The ids of the runs that this began; of a run that two changes begin, the first."""
+        unique = {c.run_id: rows.run_values(c.started, c.state) for c in reversed(changes) if c.started is not None}
+        if not unique:
+            return set()
+        columns = _columns(list(unique.values()), 9)
+        return {row["id"] for row in await connection.fetch(_SQL["begin_runs"], *columns, self._owner)}
+
+    async def _set_states(self, connection: _Connection, changes: list[Change]) -> set[str]:
+        if not changes:
+            return set()
+        values = [(c.run_id, str(c.state), c.due_at, c.finished_at, rows.error_text(c.error)) for c in changes]
+        return {row["id"] for row in await connection.fetch(_SQL["set_states"], *_columns(values, 5), self._owner)}
+
+    async def _append(self, connection: _Connection, changes: list[Change]) -> None:
+        records = [values for c in changes for values in rows.record_values(c)]
+        events = [rows.event_values(event) for c in changes for event in c.events]
+        outgoing = [rows.outgoing_values(message) for c in changes for message in c.outgoing]
+        for name, values, width in (("add_records", records, 3), ("add_events", events, 8), ("add_outgoing", outgoing, 5)):
+            if values:
+                await connection.execute(_SQL[name], *_columns(values, width))
+
+    # --- leases and migrations
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await asyncio.sleep(min(HEARTBEAT_S, self._lease_s / 3))
+            try:
+                await self._beat()
+            except StoreError as error:
+                _log.warning("the lease could not be renewed: %s", error)
+
+    async def _beat(self) -> None:
+        await self._with(lambda c: c.execute(_SQL["take_lease"], self._owner, self._lease_s))
+
+    async def _leave(self, connection: _Connection) -> None:
+        async with connection.transaction():
+            await connection.execute(_SQL["put_down"], self._owner)
+            await connection.execute(_SQL["give_up_lease"], self._owner)
+            await connection.execute(_SQL["free_outbox"])
+
+    async def _migrate(self, connection: _Connection) -> None:
+        """Numbered scripts, each once, known by their checksum; an advisory lock keeps two runners apart."""
+        async with connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"flowrun {self._schema}")
+            await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{self._schema}"')
+            await connection.execute(
+                "CREATE TABLE IF NOT EXISTS migrations (number integer PRIMARY KEY, checksum text NOT NULL)"
+            )
+            done = dict(await connection.fetch("SELECT number, checksum FROM migrations"))
+            if len(done) > len(SCRIPTS):
+                raise StoreError(
+                    f'the store\'s schema "{self._schema}" was written by a newer flowrun '
+                    f"(version {len(done)}, this one knows {len(SCRIPTS)})",
+                    hint="run that version, or name another store with --store",
+                )
+            for number, name in enumerate(SCRIPTS, 1):
+                script = files("runner.stores").joinpath(name).read_text()
+                checksum = hashlib.sha256(script.encode()).hexdigest()
+                if number not in done:
+                    await connection.execute(script)
+                    await connection.execute("INSERT INTO migrations VALUES ($1, $2)", number, checksum)
+                elif done[number] != checksum:
+                    raise StoreError(f"migration {number} of the store was another one: {name} has been changed since")
+
+    async def _with(self, work: Callable[[_Connection], Awaitable[T]]) -> T:
+        """Run on a connection of the pool. Raises StoreError for whatever the database says."""
+        assert self._pool is not None
+        try:
+            async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+                return await work(connection)
+        except _FAULTS as error:
+            raise StoreError(f"the store said: {error or type(error).__name__}") from error
+
+
+_Connection = Any  # asyncpg's pool hands out proxies that its stubs type apart from connections
+
+
+def _changes_state(change: Change) -> bool:
+    return change.started is None or change.due_at is not None or change.finished_at is not None
+
+
+def _outcome(change: Change, begun: set[str], owned: set[str]) -> bool | StoreError:
+    if change.started is not None and change.run_id not in begun:
+        return False
+    if _changes_state(change) and change.run_id not in owned:
+        return StoreError(f"run {change.run_id} has been taken over by another runner: our lease had run out")
+    return True
+
+
+async def _whole(connection: _Connection, ids: list[str]) -> list[StoredRun]:
+    if not ids:
+        return []
+    bodies: dict[str, list[str]] = {run_id: [] for run_id in ids}
+    for row in await connection.fetch(_SQL["records"], ids):
+        bodies[row["run_id"]].append(row["body"])
+    found = {row["id"]: row for row in await connection.fetch(_SQL["runs_whole"], ids)}
+    return [rows.stored_run(found[run_id], bodies[run_id]) for run_id in ids if run_id in found]
+
+
+def _columns(values: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
+    """Rows → one list a column, as `unnest` wants them."""
+    return [list(column) for column in zip(*values, strict=True)] if values else [[] for _ in range(width)]
+
+
+def _connect_fault(url: str, error: BaseException) -> StoreError:
+    where = re.sub(r"^.*?//(?:[^@/]*@)?", "", url) or "PostgreSQL"
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+        return StoreError(f"PostgreSQL at {where} refused the user or the password")
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return StoreError(f"PostgreSQL has no database for {where}", hint="create it: createdb NAME")
+    reason = str(error).lower() or f"no answer within {CONNECT_TIMEOUT_S:g} s"
+    return StoreError(f"no PostgreSQL can be reached at {where}: {reason}")

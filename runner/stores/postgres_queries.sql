@@ -1,0 +1,121 @@
+-- name: take_lease  also the heartbeat
+INSERT INTO runners (id, lease_until) VALUES ($1, now() + make_interval(secs => $2))
+ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until
+
+-- name: give_up_lease
+DELETE FROM runners WHERE id = $1
+
+-- name: put_down  who takes them next takes them at once, and no crash is counted
+UPDATE runs SET owner = NULL, due_at = started_at WHERE owner = $1
+
+-- name: begin_runs  a run that stands already is left as it is
+INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, owner)
+SELECT u.id, u.flow, u.handler, u.plan_hash, u.state, u.trigger, u.trace, u.data, u.started_at, $10
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::text[])
+    AS u (id, flow, handler, plan_hash, state, trigger, trace, data, started_at)
+ON CONFLICT (id) DO NOTHING
+RETURNING id
+
+-- name: set_states  only of runs that are still ours: a lease that ran out may have given them to another runner
+UPDATE runs SET state = u.state, due_at = u.due_at, finished_at = u.finished_at, error = u.error,
+    owner = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN $6 END
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) AS u (id, state, due_at, finished_at, error)
+WHERE runs.id = u.id AND runs.owner = $6
+RETURNING runs.id
+
+-- name: add_records
+INSERT INTO records (run_id, number, body) SELECT * FROM unnest($1::text[], $2::integer[], $3::text[])
+
+-- name: add_events  the version is the next one of the subject
+INSERT INTO events (id, type, source, subject, version, time, correlation_id, causation_id, data)
+SELECT u.id, u.type, u.source, u.subject,
+    CASE WHEN u.subject IS NOT NULL THEN
+        coalesce((SELECT max(version) FROM events e WHERE e.subject = u.subject), 0)
+        + row_number() OVER (PARTITION BY u.subject ORDER BY u.place)
+    END,
+    u.time, u.correlation_id, u.causation_id, u.data
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[])
+    WITH ORDINALITY AS u (id, type, source, subject, time, correlation_id, causation_id, data, place)
+ORDER BY u.place
+
+-- name: add_outgoing
+INSERT INTO outbox (exchange, routing_key, properties, body, mandatory)
+SELECT u.exchange, u.routing_key, u.properties, u.body, u.mandatory
+FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::boolean[])
+    WITH ORDINALITY AS u (exchange, routing_key, properties, body, mandatory, place)
+ORDER BY u.place
+
+-- name: bury
+INSERT INTO dead_letters (id, letter, body) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING
+
+-- name: forget_dead_runners
+DELETE FROM runners WHERE lease_until < now()
+
+-- name: take_due
+UPDATE runs SET owner = $1, due_at = NULL
+WHERE id IN (
+    SELECT id FROM runs WHERE due_at IS NOT NULL AND due_at <= $2 AND owner IS NULL
+    ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED
+)
+RETURNING id
+
+-- name: take_orphans  runs whose runner's lease has run out; that is counted before they run again
+UPDATE runs SET owner = $1, crashes = crashes + 1
+WHERE id IN (
+    SELECT id FROM runs
+    WHERE finished_at IS NULL AND owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners)
+    LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+RETURNING id
+
+-- name: free_outbox
+UPDATE outbox SET owner = NULL WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners)
+
+-- name: take_outbox  by status, never by "position > last": positions are committed out of order
+UPDATE outbox SET owner = $1
+WHERE position IN (
+    SELECT position FROM outbox WHERE owner IS NULL AND (reason IS NULL OR $2)
+    ORDER BY position LIMIT $3 FOR UPDATE SKIP LOCKED
+)
+RETURNING position, exchange, routing_key, properties, body, mandatory, reason
+
+-- name: outbox_confirmed
+DELETE FROM outbox WHERE position = ANY ($1::bigint[])
+
+-- name: outbox_refused
+UPDATE outbox SET owner = NULL, reason = u.reason
+FROM unnest($1::bigint[], $2::text[]) AS u (position, reason) WHERE outbox.position = u.position
+
+-- name: runs_whole
+SELECT id, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes
+FROM runs WHERE id = ANY ($1::text[])
+
+-- name: run_ids_like
+SELECT id FROM runs WHERE id >= $1 AND id < $1 || 'g' LIMIT 2
+
+-- name: records
+SELECT run_id, body FROM records WHERE run_id = ANY ($1::text[]) ORDER BY run_id, number
+
+-- name: known
+SELECT 1 FROM runs WHERE id = $1
+
+-- name: runs
+SELECT id, flow, handler, state, trigger, started_at, finished_at, error FROM runs
+WHERE ($1::text IS NULL OR state = $1) AND ($2::text IS NULL OR handler = $2)
+ORDER BY started_at DESC, id DESC LIMIT $3
+
+-- name: dead_letters
+SELECT letter, body FROM dead_letters ORDER BY position DESC LIMIT $1
+
+-- name: backlog
+SELECT
+    (SELECT count(*) FROM runs WHERE finished_at IS NULL),
+    (SELECT count(*) FROM outbox WHERE reason IS NULL),
+    (SELECT count(*) FROM outbox WHERE reason IS NOT NULL),
+    (SELECT count(*) FROM dead_letters)
+
+-- name: keep_plan
+INSERT INTO plans (hash, sources) VALUES ($1, $2) ON CONFLICT (hash) DO NOTHING
+
+-- name: unfinished_plans
+SELECT hash, sources FROM plans WHERE hash IN (SELECT plan_hash FROM runs WHERE finished_at IS NULL)

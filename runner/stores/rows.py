@@ -1,0 +1,133 @@
+"""Rows ↔ records: the same columns in every SQL store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from runner.message import Meta, Outgoing, Properties
+from runner.records import (
+    Change,
+    DeadLetter,
+    Error,
+    EventRecord,
+    OutboxRow,
+    Record,
+    RunStarted,
+    RunState,
+    RunSummary,
+    StoredRun,
+)
+
+_record = msgspec.json.Decoder(Record).decode
+_meta = msgspec.json.Decoder(Meta).decode
+_error = msgspec.json.Decoder(Error).decode
+_trace = msgspec.json.Decoder(dict[str, str]).decode
+_properties = msgspec.json.Decoder(Properties).decode
+_letter = msgspec.json.Decoder(DeadLetter).decode
+
+
+def text(value: object) -> str:
+    """A value as JSON text."""
+    return msgspec.json.encode(value).decode()
+
+
+def error_text(error: Error | None) -> str | None:
+    """An error as JSON text; none for none."""
+    return None if error is None else text(error)
+
+
+def run_values(started: RunStarted, state: RunState) -> tuple[Any, ...]:
+    """id, flow, handler, plan_hash, state, trigger, trace, data, started_at."""
+    return (
+        started.run_id,
+        started.flow,
+        started.handler,
+        started.plan_hash,
+        str(state),
+        text(started.trigger),
+        text(started.trace),
+        started.data,
+        started.started_at,
+    )
+
+
+def record_values(change: Change) -> list[tuple[str, int, str]]:
+    """run_id, number, body of each record."""
+    return [(change.run_id, number, text(record)) for number, record in enumerate(change.records, change.first)]
+
+
+def event_values(event: EventRecord) -> tuple[Any, ...]:
+    """id, type, source, subject, time, correlation_id, causation_id, data."""
+    m = event.meta
+    return m.id, m.type, m.source, m.subject, m.time, m.correlation_id, m.causation_id, event.data
+
+
+def outgoing_values(message: Outgoing) -> tuple[Any, ...]:
+    """exchange, routing_key, properties, body, mandatory."""
+    return message.exchange, message.routing_key, text(message.properties), message.body, message.mandatory
+
+
+def letter_values(letter: DeadLetter) -> tuple[str, str, bytes]:
+    """id, letter (without its body), body."""
+    return letter.id, text(msgspec.structs.replace(letter, body=b"")), letter.body
+
+
+def dead_letter(row: Sequence[Any]) -> DeadLetter:
+    """Of letter, body."""
+    letter, body = row
+    return msgspec.structs.replace(_letter(letter), body=bytes(body))
+
+
+def outbox_row(row: Sequence[Any]) -> OutboxRow:
+    """Of position, exchange, routing_key, properties, body, mandatory, reason."""
+    position, exchange, routing_key, properties, body, mandatory, reason = row
+    outgoing = Outgoing(
+        exchange=exchange,
+        routing_key=routing_key,
+        body=bytes(body),
+        properties=_properties(properties),
+        mandatory=bool(mandatory),
+    )
+    return OutboxRow(position=position, outgoing=outgoing, reason=reason)
+
+
+def stored_run(row: Sequence[Any], bodies: Iterable[str]) -> StoredRun:
+    """Of the columns of `runs` from id to crashes, and the run's records in order."""
+    ident, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes = row
+    return StoredRun(
+        started=RunStarted(
+            run_id=ident,
+            flow=flow,
+            handler=handler,
+            plan_hash=plan_hash,
+            trigger=_meta(trigger),
+            data=bytes(data),
+            started_at=started_at,
+            trace=_trace(trace),
+        ),
+        state=RunState(state),
+        records=tuple(_record(body) for body in bodies),
+        crashes=crashes,
+        due_at=due_at,
+        finished_at=finished_at,
+        error=_error(error) if error else None,
+    )
+
+
+def run_summary(row: Sequence[Any]) -> RunSummary:
+    """Of id, flow, handler, state, trigger, started_at, finished_at, error."""
+    ident, flow, handler, state, trigger, started_at, finished_at, error = row
+    meta = _meta(trigger)
+    return RunSummary(
+        id=ident,
+        flow=flow,
+        handler=handler,
+        state=RunState(state),
+        trigger={"id": meta.id, "type": meta.type, "source": meta.source, "subject": meta.subject},
+        started_at=started_at,
+        finished_at=finished_at,
+        error=_error(error) if error else None,
+    )

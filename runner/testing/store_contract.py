@@ -1,0 +1,679 @@
+# ruff: noqa: D102  a test's name says what holds
+"""What every store must do: inherit `StoreContract` in a pytest class, say how to open it, run it.
+
+    class TestMyStore(StoreContract):
+        def store(self) -> AbstractAsyncContextManager[AnyStore]:
+            return MyStore(self.url)
+
+        async def events(self) -> Sequence[tuple[int, str | None, int | None]]:
+            return await (await connect(self.url)).fetch("SELECT position, subject, version FROM events ORDER BY 1")
+
+Needs pytest-asyncio in its `auto` mode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+
+from runner.errors import FlowrunError, NotFoundError, StoreError
+from runner.message import Meta, Outgoing, Properties
+from runner.ports import PlanStore, Store, StoreReader
+from runner.records import (
+    AttemptFailed,
+    Backlog,
+    BranchTaken,
+    Change,
+    DeadLetter,
+    Error,
+    ErrorCaught,
+    EventRecord,
+    Record,
+    RunFailed,
+    RunStarted,
+    RunState,
+    StepFinished,
+    StepState,
+    UndoFinished,
+)
+from runner.times import rfc3339
+
+TIMEOUT_S = 30.0
+START = datetime(2026, 11, 23, 5, 33, tzinfo=UTC)
+UNICODE = 'ß → 漢字 🎉 \x00 \u2028 "\\'
+_HOLDING = "import asyncio\nfrom runner.testing.store_contract import hold\nasyncio.run(hold(store))\n"
+
+
+class AnyStore(Store, StoreReader, PlanStore, Protocol):
+    """All that the engine and the commands ask of a store."""
+
+    async def __aenter__(self) -> AnyStore:
+        """See `Store`."""
+        ...
+
+
+def run_id(number: int) -> str:
+    """The id of a test's run."""
+    return f"{number:08x}-0000-5000-8000-000000000000"
+
+
+def at(seconds: float = 0) -> str:
+    """A time of the tests, from their beginning."""
+    return rfc3339(START + timedelta(seconds=seconds))
+
+
+def started(number: int, *, handler: str = "orders.place", plan: str = "plan-1", data: bytes = b"{}") -> RunStarted:
+    """The beginning of a run; runs of higher numbers begin later."""
+    return RunStarted(
+        run_id=run_id(number),
+        flow=handler.partition(".")[0],
+        handler=handler,
+        plan_hash=plan,
+        trigger=meta(number, subject=f"order-{number}"),
+        data=data,
+        started_at=at(number),
+        trace={"traceparent": "00-1"},
+    )
+
+
+def begin(number: int, **fields: Any) -> Change:
+    """A change that begins a run; `fields` are those of Change and, under `begun`, of `started`."""
+    begun = fields.pop("begun", {})
+    fields.setdefault("state", RunState.RUNNING)
+    return Change(run_id=run_id(number), started=started(number, **begun), **fields)
+
+
+def go_on(number: int, state: RunState = RunState.RUNNING, **fields: Any) -> Change:
+    """A later change of that run."""
+    return Change(run_id=run_id(number), state=state, **fields)
+
+
+def meta(number: int, *, subject: str | None = None) -> Meta:
+    """An event's attributes."""
+    return Meta(
+        id=f"m-{number}",
+        type="order.placed",
+        source="/flowrun/shop/orders",
+        subject=subject,
+        time=at(number),
+        correlation_id="c-1",
+        causation_id=None,
+    )
+
+
+def step(number: int, output: Any = None) -> StepFinished:
+    """A finished step."""
+    return StepFinished(
+        step_id=f"step-{number}",
+        action="use",
+        state=StepState.COMPLETED,
+        attempts=1,
+        started_at=at(),
+        finished_at=at(1),
+        output=output,
+        target="orders.check",
+    )
+
+
+def event(number: int, subject: str | None) -> EventRecord:
+    """An event for the log."""
+    return EventRecord(meta=meta(number, subject=subject), data=b"{}")
+
+
+def outgoing(number: int, body: bytes = b"{}") -> Outgoing:
+    """A message for the outbox."""
+    return Outgoing(
+        exchange="shop.events",
+        routing_key=f"key-{number}",
+        body=body,
+        properties=Properties(message_id=f"m-{number}", timestamp=START, headers={"ce-id": f"m-{number}"}),
+        mandatory=number % 2 == 1,
+    )
+
+
+def letter(number: int, **fields: Any) -> DeadLetter:
+    """A dead letter."""
+    given: dict[str, Any] = {
+        "id": f"dead-{number}",
+        "reason": "invalid_json",
+        "error": Error(type="invalid_json", message="no", retryable=False, details={"at": 3}),
+        "handler": "orders.place",
+        "type": None,
+        "source": None,
+        "message_id": f"m-{number}",
+        "received_at": at(number),
+        "body": b"{",
+        "headers": {"a": 1},
+        "exchange": "shop.events",
+        "routing_key": "order.placed",
+    }
+    return DeadLetter(**{**given, **fields})
+
+
+async def hold(store: AnyStore) -> None:
+    """In a process that is to be killed: own the runs 1 (running), 2 (taken) and the outbox, and say so."""
+    async with store:
+        await store.commit(begin(1, records=(step(1),), outgoing=(outgoing(1), outgoing(2))))
+        await store.commit(begin(2, state=RunState.WAITING, due_at=at()))
+        await store.take(START, 10)
+        await store.outbox(10)
+        print("held", flush=True)
+        await asyncio.Event().wait()
+
+
+_ERROR = Error(type="http.503", message=UNICODE, retryable=True, details={"deep": [1, {"x": None}]}, step="step-1")
+_ALL_RECORDS: tuple[Record, ...] = (
+    step(1, output={"text": UNICODE, "number": 2**63 - 1, "share": 0.1, "list": [None, True, [], {}], "": ""}),
+    step(2),
+    StepFinished(
+        step_id="skipped", action="emit", state=StepState.SKIPPED, attempts=0, started_at=None, finished_at=at(2)
+    ),
+    AttemptFailed(step_id="step-3", attempt=1, started_at=at(), failed_at=at(1), retry_at=at(2), error=_ERROR),
+    BranchTaken(step_id="switch", branch=0),
+    BranchTaken(step_id="switch-2", branch=None),
+    ErrorCaught(step_id="step-4", catch=1, error=_ERROR, attempts=3, started_at=at(), failed_at=at(1)),
+    RunFailed(error=_ERROR, failed_at=at(3)),
+    UndoFinished(
+        step_id="step-1",
+        index=0,
+        action="use",
+        state=StepState.FAILED,
+        attempts=2,
+        started_at=at(),
+        finished_at=at(4),
+        error=_ERROR,
+    ),
+)
+
+
+class StoreContract:
+    """The tests. A new instance is made for each, on an empty store."""
+
+    def store(self) -> AbstractAsyncContextManager[AnyStore]:
+        """A new store onto the same data at each call, for a runner of its own."""
+        raise NotImplementedError
+
+    async def events(self) -> Sequence[tuple[int, str | None, int | None]]:
+        """The event log: global position, subject and version, by position. A store is open."""
+        raise NotImplementedError
+
+    has_processes: ClassVar[bool] = True
+    """Other processes can open the same data; if not, `in_another_process` is never called."""
+
+    def in_another_process(self) -> str:
+        """Python statements that leave a new store onto the same data, not entered, in the name `store`."""
+        raise NotImplementedError
+
+    # --- what the tests are written with
+
+    @asynccontextmanager
+    async def died(self) -> AsyncIterator[AnyStore]:
+        """A store, after a process that ran `hold` was killed."""
+        async with self.store() as store:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", self.in_another_process() + _HOLDING, stdout=asyncio.subprocess.PIPE
+            )
+            try:
+                assert process.stdout is not None
+                async with asyncio.timeout(TIMEOUT_S):
+                    assert await process.stdout.readline() == b"held\n"
+                assert await store.take(START, 10) == []
+                assert await store.outbox(10) == []
+            finally:
+                process.kill()
+                await process.wait()
+            yield store
+
+    # --- commits
+
+    async def test_a_run_comes_back_as_it_was_committed(self) -> None:
+        change = begin(1, begun={"data": b'{"a": 1.10}'}, records=_ALL_RECORDS, error=_ERROR)
+        async with self.store() as store:
+            assert await store.commit(change)
+            run = await store.run(run_id(1))
+        assert run is not None
+        assert run.started == change.started
+        assert run.records == _ALL_RECORDS
+        assert (run.state, run.crashes, run.due_at, run.finished_at) == (RunState.RUNNING, 0, None, None)
+
+    async def test_records_come_back_in_the_order_of_their_numbers(self) -> None:
+        records = [step(number) for number in range(25)]
+        async with self.store() as store:
+            await store.commit(begin(1, records=tuple(records[:3])))
+            await store.commit(go_on(1, first=3, records=tuple(records[3:12])))
+            await store.commit(go_on(1))
+            await store.commit(go_on(1, first=12, records=tuple(records[12:])))
+            run = await store.run(run_id(1))
+        assert run is not None
+        assert list(run.records) == records
+
+    async def test_a_commit_says_how_the_run_stands(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1))
+            await store.commit(go_on(1, RunState.WAITING, due_at=at(60)))
+            waiting = await store.run(run_id(1))
+            await store.commit(go_on(1, RunState.FAILED, finished_at=at(70), error=_ERROR))
+            failed = await store.run(run_id(1))
+        assert waiting is not None
+        assert failed is not None
+        assert (waiting.state, waiting.due_at, waiting.finished_at) == (RunState.WAITING, at(60), None)
+        assert (failed.state, failed.finished_at, failed.error) == (RunState.FAILED, at(70), _ERROR)
+
+    async def test_a_run_may_begin_and_end_in_one_commit(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, state=RunState.COMPLETED, records=(step(1),), finished_at=at(1)))
+            run = await store.run(run_id(1))
+        assert run is not None
+        assert (run.state, run.finished_at, run.records) == (RunState.COMPLETED, at(1), (step(1),))
+
+    async def test_a_run_begins_once(self) -> None:
+        async with self.store() as store:
+            assert await store.commit(begin(1, records=(step(1),), events=(event(1, "s"),), outgoing=(outgoing(1),)))
+            again = begin(
+                1,
+                begun={"handler": "other.one"},
+                state=RunState.COMPLETED,
+                records=(step(8), step(9)),
+                events=(event(2, "s"),),
+                outgoing=(outgoing(2),),
+                finished_at=at(9),
+            )
+            assert not await store.commit(again)
+            run = await store.run(run_id(1))
+            assert run is not None
+            assert (run.started, run.state, run.records) == (started(1), RunState.RUNNING, (step(1),))
+            assert len(await self.events()) == 1
+            assert [row.outgoing for row in await store.outbox(10)] == [outgoing(1)]
+
+    async def test_of_many_that_begin_a_run_at_once_one_does(self) -> None:
+        async with self.store() as one, self.store() as two:
+            begun = await asyncio.gather(*(store.commit(begin(1)) for store in (one, two) * 20))
+        assert sorted(begun) == [False] * 39 + [True]
+
+    async def test_a_commit_is_all_or_nothing(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, records=(step(1),)))
+            twice = go_on(
+                1,
+                RunState.FAILED,
+                records=(step(2),),  # the number 0 is taken
+                events=(event(1, "s"),),
+                outgoing=(outgoing(1),),
+                finished_at=at(9),
+            )
+            await _error_of(StoreError, store.commit(twice))
+            run = await store.run(run_id(1))
+            assert run is not None
+            assert (run.state, run.records, run.finished_at) == (RunState.RUNNING, (step(1),), None)
+            assert await self.events() == []
+            assert await store.outbox(10) == []
+            assert await store.commit(go_on(1, first=1, records=(step(2),)))
+
+    async def test_a_commit_that_fails_takes_no_other_with_it(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(0, records=(step(1),)))
+            commits = [store.commit(go_on(0, records=(step(2),)) if n % 3 == 0 else begin(n)) for n in range(1, 30)]
+            results = await asyncio.gather(*commits, return_exceptions=True)
+            for number, result in enumerate(results, 1):
+                assert isinstance(result, StoreError) if number % 3 == 0 else result is True
+                assert await store.known(run_id(number)) == (number % 3 != 0)
+
+    async def test_concurrent_commits_are_all_durable(self) -> None:
+        async with self.store() as one, self.store() as two:
+            stores = (one, two)
+            await asyncio.gather(*(stores[number % 2].commit(begin(number)) for number in range(300)))
+            assert all([await two.known(run_id(number)) for number in range(300)])
+
+    async def test_a_change_may_be_large(self) -> None:
+        count = 10_000
+        big = {"text": "ä" * 1_000_000}
+        async with self.store() as store:
+            await store.commit(
+                begin(
+                    1,
+                    begun={"data": bytes(range(256)) * 4096},
+                    records=(step(0, output=big), *(step(number) for number in range(1, count))),
+                    events=tuple(event(number, "s") for number in range(count)),
+                    outgoing=tuple(outgoing(number) for number in range(count)),
+                )
+            )
+            run = await store.run(run_id(1))
+            assert run is not None
+            assert run.started.data == bytes(range(256)) * 4096
+            assert run.records == (step(0, output=big), *(step(number) for number in range(1, count)))
+            assert (await self.events())[-1][1:] == ("s", count)
+            rows = await store.outbox(count)
+            assert [row.outgoing for row in rows] == [outgoing(number) for number in range(count)]
+            await store.sent({row.position: None for row in rows})
+            assert (await store.backlog()).outbox == 0
+
+    # --- the event log
+
+    async def test_versions_count_within_a_subject_and_positions_over_all(self) -> None:
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1, events=(event(1, "a"), event(2, "b"), event(3, "a"))))
+            await two.commit(begin(2, events=(event(4, None), event(5, "a"), event(6, None), event(7, UNICODE))))
+            log = await self.events()
+        assert [entry[1:] for entry in log] == [
+            ("a", 1),
+            ("b", 1),
+            ("a", 2),
+            (None, None),
+            ("a", 3),
+            (None, None),
+            (UNICODE, 1),
+        ]
+        positions = [position for position, *_ in log]
+        assert positions == sorted(set(positions))
+
+    async def test_concurrent_commits_leave_no_gap_in_a_subject(self) -> None:
+        async with self.store() as one, self.store() as two:
+            stores = (one, two)
+            await asyncio.gather(*(stores[n % 2].commit(begin(n, events=(event(n, "a"),))) for n in range(100)))
+            log = await self.events()
+        assert [version for _, _, version in log] == list(range(1, 101))
+
+    # --- taking runs up
+
+    async def test_a_run_is_taken_when_it_is_due_and_once(self) -> None:
+        due = START + timedelta(seconds=60)
+        async with self.store() as store:
+            await store.commit(begin(1, state=RunState.WAITING, records=(step(1),), due_at=rfc3339(due)))
+            assert await store.take(due - timedelta(milliseconds=1), 10) == []
+            (run,) = await store.take(due, 10)
+            assert (run.started, run.records, run.state, run.crashes) == (started(1), (step(1),), RunState.WAITING, 0)
+            assert await store.take(due + timedelta(days=1), 10) == []
+
+    async def test_takers_never_get_the_same_run(self) -> None:
+        async with self.store() as one, self.store() as two:
+            for number in range(100):
+                await one.commit(begin(number, state=RunState.WAITING, due_at=at()))
+            taken = await asyncio.gather(*(store.take(START, 7) for store in (one, two) * 10))
+        assert all(len(runs) <= 7 for runs in taken)
+        assert sorted(run.started.run_id for runs in taken for run in runs) == [run_id(n) for n in range(100)]
+
+    async def test_the_longest_due_are_taken_first(self) -> None:
+        async with self.store() as store:
+            for number in (3, 1, 2):
+                await store.commit(begin(number, state=RunState.WAITING, due_at=at(number)))
+            taken = [run.started.run_id for _ in range(3) for run in await store.take(START + timedelta(hours=1), 1)]
+        assert taken == [run_id(1), run_id(2), run_id(3)]
+
+    async def test_a_run_that_is_parked_again_is_due_again(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, state=RunState.WAITING, due_at=at()))
+            await store.take(START, 10)
+            await store.commit(go_on(1, RunState.WAITING, due_at=at(5)))
+            assert await store.take(START, 10) == []
+            assert len(await store.take(START + timedelta(seconds=5), 10)) == 1
+
+    async def test_a_final_run_is_never_taken(self) -> None:
+        final = [state for state in RunState if state.is_final]
+        async with self.store() as store:
+            for number, state in enumerate(final):
+                await store.commit(begin(number, state=state, finished_at=at(1)))
+            await store.commit(begin(99))
+            await store.commit(go_on(99, RunState.COMPLETED, due_at=at(), finished_at=at(1)))
+            assert await store.take(START + timedelta(days=1), 10) == []
+        async with self.store() as store:
+            assert await store.take(START + timedelta(days=1), 10) == []
+
+    async def test_a_living_runners_runs_are_left_to_it(self) -> None:
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1))
+            await one.commit(begin(2, state=RunState.WAITING, due_at=at()))
+            await one.take(START, 10)
+            assert await two.take(START + timedelta(days=1), 10) == []
+
+    async def test_the_runs_of_a_runner_that_left_are_taken_and_no_crash_is_counted(self) -> None:
+        async with self.store() as other:
+            async with self.store() as store:
+                await store.commit(begin(1, state=RunState.COMPENSATING, records=(step(1),)))
+                await store.commit(begin(2))
+                await store.commit(go_on(2, RunState.COMPLETED, finished_at=at(3)))
+            (run,) = await other.take(START + timedelta(days=1), 10)
+        assert (run.started.run_id, run.records, run.crashes) == (run_id(1), (step(1),), 0)
+        assert run.state is RunState.COMPENSATING
+
+    async def test_the_runs_of_a_dead_runner_are_taken_once_and_each_crash_is_counted(self) -> None:
+        if not self.has_processes:
+            return
+        async with self.died() as store, self.store() as other:
+            taken = [*await store.take(START, 10), *await other.take(START, 10)]
+            assert sorted(run.started.run_id for run in taken) == [run_id(1), run_id(2)]
+            assert [run.crashes for run in taken] == [1, 1]
+            stored = await store.run(run_id(1))
+            assert stored is not None
+            assert (stored.crashes, stored.records) == (1, (step(1),))
+            assert await other.take(START, 10) == []
+
+    async def test_no_more_runs_are_taken_than_asked_for(self) -> None:
+        if not self.has_processes:
+            return
+        async with self.died() as store:
+            await store.commit(begin(3, state=RunState.WAITING, due_at=at()))
+            taken = [await store.take(START, 1) for _ in range(4)]
+        assert [len(runs) for runs in taken] == [1, 1, 1, 0]
+
+    # --- the outbox
+
+    async def test_outgoing_messages_come_oldest_first_and_as_they_were(self) -> None:
+        sent = [outgoing(number, body) for number, body in enumerate((b"", b"\xff\x00", b"x" * 100_000, b"{}"))]
+        async with self.store() as store:
+            await store.commit(begin(1, outgoing=tuple(sent[:3])))
+            await store.commit(begin(2, outgoing=tuple(sent[3:])))
+            rows = [*await store.outbox(3), *await store.outbox(3)]
+        assert [row.outgoing for row in rows] == sent
+        assert [row.reason for row in rows] == [None] * 4
+        assert [row.position for row in rows] == sorted({row.position for row in rows})
+
+    async def test_a_message_is_given_to_one_sender(self) -> None:
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1, outgoing=tuple(outgoing(number) for number in range(100))))
+            given = await asyncio.gather(*(store.outbox(7) for store in (one, two) * 10))
+            keys = [row.outgoing.routing_key for rows in given for row in rows]
+            assert sorted(keys) == sorted(f"key-{number}" for number in range(100))
+            assert await one.outbox(10, refused=True) == await two.outbox(10, refused=True) == []
+
+    async def test_a_confirmed_message_is_gone(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, outgoing=(outgoing(1), outgoing(2))))
+            one, two = await store.outbox(10)
+            await store.sent({one.position: None})
+            assert (await store.backlog()).outbox == 1
+            await store.sent({one.position: None, two.position: None})
+            await store.sent({})
+            assert (await store.backlog()).outbox == 0
+        async with self.store() as store:
+            assert await store.outbox(10, refused=True) == []
+
+    async def test_a_refused_message_stays_with_its_reason_and_comes_when_asked_for(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, outgoing=(outgoing(1), outgoing(2), outgoing(3))))
+            one, two, three = await store.outbox(10)
+            await store.sent({one.position: "unroutable", two.position: None, three.position: UNICODE})
+            assert await store.outbox(10) == []
+            await store.commit(begin(2, outgoing=(outgoing(4),)))
+            assert (await store.backlog()).refused == 2
+            refused = await store.outbox(10, refused=True)
+            assert [(row.outgoing, row.reason) for row in refused] == [
+                (outgoing(1), "unroutable"),
+                (outgoing(3), UNICODE),
+                (outgoing(4), None),
+            ]
+            await store.sent({row.position: None for row in refused})
+            assert await store.backlog() == Backlog(runs=2, outbox=0, refused=0, dead_letters=0)
+
+    async def test_what_a_runner_was_sending_when_it_left_comes_again(self) -> None:
+        async with self.store() as other:
+            async with self.store() as store:
+                await store.commit(begin(1, outgoing=(outgoing(1), outgoing(2))))
+                await store.sent({(await store.outbox(1))[0].position: None})
+                await store.outbox(1)
+            assert [row.outgoing for row in await other.outbox(10)] == [outgoing(2)]
+
+    async def test_what_a_runner_was_sending_when_it_died_comes_again(self) -> None:
+        if not self.has_processes:
+            return
+        async with self.died() as store, self.store() as other:
+            rows = [*await store.outbox(10), *await other.outbox(10)]
+            assert [row.outgoing for row in rows] == [outgoing(1), outgoing(2)]
+
+    # --- dead letters
+
+    async def test_dead_letters_come_back_byte_for_byte_and_newest_first(self) -> None:
+        buried = [
+            letter(1, body=bytes(range(256)), headers={UNICODE: UNICODE, "n": None, "list": [1, {"x": True}]}),
+            letter(2, body=b"", type="order.placed", source="/amqp", message_id=None),
+            letter(3, body=b"x" * 2_000_000),
+        ]
+        async with self.store() as store:
+            for one in buried:
+                await store.bury(one)
+        async with self.store() as store:
+            assert await store.dead_letters(limit=10) == buried[::-1]
+            assert await store.dead_letters(limit=2) == buried[:0:-1]
+
+    async def test_a_dead_letter_is_buried_once(self) -> None:
+        async with self.store() as store:
+            await store.bury(letter(1))
+            await asyncio.gather(*(store.bury(letter(1, body=b"other")) for _ in range(5)))
+            assert await store.dead_letters(limit=10) == [letter(1)]
+            assert (await store.backlog()).dead_letters == 1
+
+    # --- reading
+
+    async def test_runs_are_listed_newest_first_and_by_state_and_handler(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(2, begun={"handler": "mail.send"}))
+            await store.commit(begin(1))
+            await store.commit(begin(3))
+            await store.commit(go_on(1, RunState.FAILED, finished_at=at(9), error=_ERROR))
+            assert await _listed(store) == [run_id(3), run_id(2), run_id(1)]
+            assert await _listed(store, limit=2) == [run_id(3), run_id(2)]
+            assert await _listed(store, handler="orders.place") == [run_id(3), run_id(1)]
+            assert await _listed(store, state="running") == [run_id(3), run_id(2)]
+            assert await _listed(store, state="running", handler="orders.place") == [run_id(3)]
+            assert await _listed(store, state="waiting") == []
+            (failed,) = await store.runs(limit=10, state="failed")
+        assert (failed.id, failed.flow, failed.handler, failed.state) == (
+            run_id(1),
+            "orders",
+            "orders.place",
+            RunState.FAILED,
+        )
+        assert (failed.started_at, failed.finished_at, failed.error) == (at(1), at(9), _ERROR)
+        assert failed.trigger == {
+            "id": "m-1",
+            "type": "order.placed",
+            "source": "/flowrun/shop/orders",
+            "subject": "order-1",
+        }
+
+    async def test_a_run_is_found_by_an_unambiguous_beginning_of_its_id(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(0xABCD0000))
+            await store.commit(begin(0xABCE0000))
+            for beginning in (run_id(0xABCD0000), "abcd", "abcd0000-0000-5"):
+                run = await store.run(beginning)
+                assert run is not None
+                assert run.started.run_id == run_id(0xABCD0000)
+            for beginning in ("abcf", "b", run_id(0xABCD0000) + "0", "%", "_bcd", UNICODE):
+                assert await store.run(beginning) is None
+            for beginning in ("abc", "a", ""):
+                await _error_of(NotFoundError, store.run(beginning))
+
+    async def test_an_id_that_is_also_the_beginning_of_another_is_found(self) -> None:
+        async with self.store() as store:
+            for ident in ("run", "run-2"):
+                change = begin(1)
+                assert change.started is not None
+                await store.commit(
+                    msgspec.structs.replace(
+                        change, run_id=ident, started=msgspec.structs.replace(change.started, run_id=ident)
+                    )
+                )
+            run = await store.run("run")
+            assert run is not None
+            assert run.started.run_id == "run"
+            await _error_of(NotFoundError, store.run("r"))
+
+    async def test_a_run_is_known_by_its_whole_id(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1))
+            assert await store.known(run_id(1))
+            assert not await store.known(run_id(1)[:8])
+            assert not await store.known(run_id(2))
+
+    async def test_the_backlog_is_what_is_left_to_do(self) -> None:
+        async with self.store() as store:
+            assert await store.backlog() == Backlog(runs=0, outbox=0, refused=0, dead_letters=0)
+            await store.commit(begin(1, outgoing=(outgoing(1), outgoing(2), outgoing(3))))
+            await store.commit(begin(2, state=RunState.WAITING, due_at=at(60)))
+            await store.commit(begin(3, state=RunState.COMPLETED, finished_at=at(4)))
+            await store.bury(letter(1))
+            one, two, _ = await store.outbox(10)
+            await store.sent({one.position: None, two.position: "unroutable"})
+            assert await store.backlog() == Backlog(runs=2, outbox=1, refused=1, dead_letters=1)
+
+    # --- plans
+
+    async def test_the_plans_of_unfinished_runs_are_kept(self) -> None:
+        plans = {f"plan-{n}": {"flows/a.yaml": f"flow: {n} {UNICODE}", "schemas/b.json": "{}"} for n in (1, 2, 3)}
+        async with self.store() as store:
+            for plan_hash, sources in plans.items():
+                await store.keep_plan(plan_hash, sources)
+            await store.keep_plan("plan-1", {"flows/a.yaml": "another text"})
+            await store.commit(begin(1, begun={"plan": "plan-1"}))
+            await store.commit(begin(2, begun={"plan": "plan-1"}))
+            await store.commit(begin(3, begun={"plan": "plan-2"}, state=RunState.WAITING, due_at=at(60)))
+            await store.commit(begin(4, begun={"plan": "plan-3"}, state=RunState.COMPLETED, finished_at=at(5)))
+            assert await store.unfinished_plans() == {name: plans[name] for name in ("plan-1", "plan-2")}
+            await store.commit(go_on(3, RunState.COMPLETED, finished_at=at(61)))
+            assert set(await store.unfinished_plans()) == {"plan-1"}
+
+    # --- opening again
+
+    async def test_opening_again_keeps_everything(self) -> None:
+        async with self.store() as store:
+            await store.keep_plan("plan-1", {"flows/a.yaml": "text"})
+            await store.commit(begin(1, records=_ALL_RECORDS, events=(event(1, "s"),), outgoing=(outgoing(1),)))
+            await store.bury(letter(1))
+            before = await _everything(store), await self.events()
+        async with self.store() as store:
+            assert (await _everything(store), await self.events()) == before
+            (run,) = await store.take(START + timedelta(days=1), 10)
+            assert run.records == _ALL_RECORDS
+            assert [row.outgoing for row in await store.outbox(10)] == [outgoing(1)]
+            await store.commit(begin(2, events=(event(2, "s"),)))
+            assert [version for _, _, version in await self.events()] == [1, 2]
+
+
+async def _listed(store: StoreReader, limit: int = 10, **filters: str) -> list[str]:
+    return [summary.id for summary in await store.runs(limit=limit, **filters)]
+
+
+async def _everything(store: AnyStore) -> Iterable[object]:
+    run = await store.run(run_id(1))
+    assert run is not None
+    return (
+        msgspec.structs.replace(run, due_at=None),  # who left has put it down
+        await store.runs(limit=10),
+        await store.dead_letters(limit=10),
+        await store.backlog(),
+        await store.unfinished_plans(),
+    )
+
+
+async def _error_of(kind: type[FlowrunError], work: Awaitable[object]) -> FlowrunError:
+    try:
+        await work
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__} was raised")
