@@ -744,8 +744,8 @@ _JINJA_FILTERS = [
     "upper",
     "urlencode",
 ]
-_FILTERS: dict[str, Callable[..., Any]] = {**{name: FILTERS[name] for name in _JINJA_FILTERS}, **_OWN_FILTERS}
-_TESTS: dict[str, Callable[..., Any]] = {
+_FILTERS: dict[str, Any] = {**{name: FILTERS[name] for name in _JINJA_FILTERS}, **_OWN_FILTERS}
+_TESTS: dict[str, Any] = {
     **{name: TESTS[name] for name in ["defined", "undefined", "none", "boolean", "number", "string", "mapping", "in"]},
     "sequence": lambda value: isinstance(value, list | str),
     "startswith": lambda value, prefix: str(value).startswith(prefix),

@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import re
 import sqlite3
 import threading
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -26,13 +24,6 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 MAX_GROUP = 1000
 BUSY_TIMEOUT_S = 10.0
-
-
-def load_queries(package: str, name: str) -> dict[str, str]:
-    """The statements of a `.sql` file, by the name in the `-- name:` comment above each."""
-    text = files(package).joinpath(name).read_text()
-    parts = re.split(r"^-- name: (\w+).*\n", text, flags=re.MULTILINE)
-    return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 class _Job(Generic[T]):

@@ -37,6 +37,7 @@ _SQL = load_queries("runner.stores", "postgres_queries.sql")
 _log = logging.getLogger("flowrun.postgres")
 T = TypeVar("T")
 _Waiting = tuple[Change, "asyncio.Future[bool]"]
+_OF_ONE_CHANGE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
 
 
@@ -133,7 +134,8 @@ class PostgresStore:
         async def note(connection: _Connection) -> None:
             async with connection.transaction():
                 await connection.execute(_SQL["outbox_confirmed"], confirmed)
-                await connection.execute(_SQL["outbox_refused"], *_columns(refused, 2))
+                if refused:
+                    await connection.execute(_SQL["outbox_refused"], *_columns(refused))
 
         await self._with(note)
 
@@ -199,7 +201,9 @@ class PostgresStore:
         try:
             outcomes = await self._with(lambda c: self._apply(c, [change for change, _ in group]))
         except StoreError as error:
-            if len(group) > 1 and isinstance(error.__cause__, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError):
+            if len(group) > 1 and isinstance(
+                error.__cause__, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError
+            ):
                 for waiting in group:
                     await self._commit_group([waiting])
                 return
@@ -229,20 +233,24 @@ class PostgresStore:
         unique = {c.run_id: rows.run_values(c.started, c.state) for c in reversed(changes) if c.started is not None}
         if not unique:
             return set()
-        columns = _columns(list(unique.values()), 9)
+        columns = _columns(list(unique.values()))
         return {row["id"] for row in await connection.fetch(_SQL["begin_runs"], *columns, self._owner)}
 
     async def _set_states(self, connection: _Connection, changes: list[Change]) -> set[str]:
         if not changes:
             return set()
         values = [(c.run_id, str(c.state), c.due_at, c.finished_at, rows.error_text(c.error)) for c in changes]
-        return {row["id"] for row in await connection.fetch(_SQL["set_states"], *_columns(values, 5), self._owner)}
+        return {row["id"] for row in await connection.fetch(_SQL["set_states"], *_columns(values), self._owner)}
 
     async def _append(self, connection: _Connection, changes: list[Change]) -> None:
         records = [values for c in changes for values in rows.record_values(c)]
         events = [rows.event_values(event) for c in changes for event in c.events]
         outgoing = [rows.outgoing_values(message) for c in changes for message in c.outgoing]
-        for name, values, width in (("add_records", records, 3), ("add_events", events, 8), ("add_outgoing", outgoing, 5)):
+        for name, values, width in (
+            ("add_records", records, 3),
+            ("add_events", events, 8),
+            ("add_outgoing", outgoing, 5),
+        ):
             if values:
                 await connection.execute(_SQL[name], *_columns(values, width))
 
@@ -324,9 +332,9 @@ async def _whole(connection: _Connection, ids: list[str]) -> list[StoredRun]:
     return [rows.stored_run(found[run_id], bodies[run_id]) for run_id in ids if run_id in found]
 
 
-def _columns(values: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
-    """Rows → one list a column, as `unnest` wants them."""
-    return [list(column) for column in zip(*values, strict=True)] if values else [[] for _ in range(width)]
+def _columns(values: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Rows, at least one → one list a column, as `unnest` wants them."""
+    return [list(column) for column in zip(*values, strict=True)]
 
 
 def _connect_fault(url: str, error: BaseException) -> StoreError:

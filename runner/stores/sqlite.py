@@ -8,33 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from types import TracebackType
-from typing import Any
 
 import msgspec
 
 from runner.errors import NotFoundError, StoreError
-from runner.message import Meta, Outgoing, Properties
-from runner.records import (
-    Backlog,
-    Change,
-    DeadLetter,
-    Error,
-    OutboxRow,
-    Record,
-    RunState,
-    RunSummary,
-    StoredRun,
-)
-from runner.records import RunStarted as Started
-from runner.sqlite_file import SqliteFile, load_queries
+from runner.records import Backlog, Change, DeadLetter, OutboxRow, RunSummary, StoredRun
+from runner.sql import load_queries
+from runner.sqlite_file import SqliteFile
+from runner.stores import rows
 from runner.times import rfc3339
 
 _SQL = load_queries("runner.stores", "sqlite_queries.sql")
-_encode = msgspec.json.encode
-_record = msgspec.json.Decoder(Record).decode
-_meta = msgspec.json.Decoder(Meta).decode
-_error = msgspec.json.Decoder(Error).decode
-_properties = msgspec.json.Decoder(Properties).decode
 
 
 class SqliteStore:
@@ -71,8 +55,7 @@ class SqliteStore:
 
     async def bury(self, letter: DeadLetter) -> None:
         """See `Store.bury`."""
-        described = _encode({**msgspec.structs.asdict(letter), "body": b""}).decode()
-        await self._file.write(lambda c: c.execute(_SQL["bury"], (letter.id, described, letter.body)))
+        await self._file.write(lambda c: c.execute(_SQL["bury"], rows.letter_values(letter)))
 
     async def take(self, now: datetime, limit: int) -> Sequence[StoredRun]:
         """See `Store.take`."""
@@ -97,8 +80,8 @@ class SqliteStore:
 
     async def runs(self, *, limit: int, state: str | None = None, handler: str | None = None) -> Sequence[RunSummary]:
         """See `StoreReader.runs`."""
-        rows = await self._file.read(lambda c: c.execute(_SQL["runs"], (state, handler, limit)).fetchall())
-        return [_summary(row) for row in rows]
+        found = await self._file.read(lambda c: c.execute(_SQL["runs"], (state, handler, limit)).fetchall())
+        return [rows.run_summary(row) for row in found]
 
     async def run(self, run_id: str) -> StoredRun | None:
         """See `StoreReader.run`. Raises NotFoundError if the beginning fits several."""
@@ -106,9 +89,8 @@ class SqliteStore:
 
     async def dead_letters(self, *, limit: int) -> Sequence[DeadLetter]:
         """See `StoreReader.dead_letters`."""
-        rows = await self._file.read(lambda c: c.execute(_SQL["dead_letters"], (limit,)).fetchall())
-        decode = msgspec.json.Decoder(DeadLetter).decode
-        return [msgspec.structs.replace(decode(letter), body=body) for letter, body in rows]
+        found = await self._file.read(lambda c: c.execute(_SQL["dead_letters"], (limit,)).fetchall())
+        return [rows.dead_letter(row) for row in found]
 
     async def known(self, run_id: str) -> bool:
         """See `StoreReader.known`."""
@@ -124,13 +106,13 @@ class SqliteStore:
 
     async def keep_plan(self, plan_hash: str, sources: Mapping[str, str]) -> None:
         """See `PlanStore.keep_plan`."""
-        text = _encode(dict(sources)).decode()
-        await self._file.write(lambda c: c.execute(_SQL["keep_plan"], (plan_hash, text)))
+        values = (plan_hash, rows.text(dict(sources)))
+        await self._file.write(lambda c: c.execute(_SQL["keep_plan"], values))
 
     async def unfinished_plans(self) -> Mapping[str, Mapping[str, str]]:
         """See `PlanStore.unfinished_plans`."""
-        rows = await self._file.read(lambda c: c.execute(_SQL["unfinished_plans"]).fetchall())
-        return {plan_hash: msgspec.json.decode(text, type=dict[str, str]) for plan_hash, text in rows}
+        found = await self._file.read(lambda c: c.execute(_SQL["unfinished_plans"]).fetchall())
+        return {plan_hash: msgspec.json.decode(text, type=dict[str, str]) for plan_hash, text in found}
 
     # --- inside a transaction
 
@@ -145,11 +127,11 @@ class SqliteStore:
         return [run for run in runs if run is not None]
 
     def _take_outbox(self, connection: sqlite3.Connection, limit: int, refused: bool) -> list[OutboxRow]:
-        rows = connection.execute(_SQL["take_outbox"], (self._owner, refused, limit)).fetchall()
-        if len(rows) < limit and (dead := self._dead_among(connection.execute(_SQL["outbox_owners"]))):
+        taken = connection.execute(_SQL["take_outbox"], (self._owner, refused, limit)).fetchall()
+        if len(taken) < limit and (dead := self._dead_among(connection.execute(_SQL["outbox_owners"]))):
             connection.executemany(_SQL["free_outbox"], [(owner,) for owner in dead])
-            rows += connection.execute(_SQL["take_outbox"], (self._owner, refused, limit - len(rows))).fetchall()
-        return [_outbox_row(row) for row in sorted(rows)]
+            taken += connection.execute(_SQL["take_outbox"], (self._owner, refused, limit - len(taken))).fetchall()
+        return [rows.outbox_row(row) for row in sorted(taken)]
 
     def _dead_among(self, owners: Iterable[tuple[str]]) -> list[str]:
         return [owner for (owner,) in list(owners) if not self._file.is_alive(owner)]
@@ -163,51 +145,19 @@ def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
     started = change.started
     parked = change.due_at is not None or change.finished_at is not None
     if started is not None:
-        values = (
-            started.run_id, started.flow, started.handler, started.plan_hash, change.state,
-            _encode(started.trigger).decode(), _encode(started.trace).decode(), started.data,
-            started.started_at, owner,
-        )  # fmt: skip
+        values = (*rows.run_values(started, change.state), owner)
         if connection.execute(_SQL["begin_run"], values).rowcount == 0:
             return False
     if started is None or parked:
-        error = _encode(change.error).decode() if change.error is not None else None
+        error = rows.error_text(change.error)
         holder = None if parked else owner
         connection.execute(
             _SQL["set_state"], (change.state, change.due_at, change.finished_at, error, holder, change.run_id)
         )
-    connection.executemany(
-        _SQL["add_record"],
-        [(change.run_id, n, _encode(record).decode()) for n, record in enumerate(change.records, change.first)],
-    )
-    for event in change.events:
-        m = event.meta
-        connection.execute(
-            _SQL["add_event"],
-            (m.id, m.type, m.source, m.subject, m.time, m.correlation_id, m.causation_id, event.data),
-        )
-    connection.executemany(_SQL["add_outgoing"], [_outgoing_values(message) for message in change.outgoing])
+    connection.executemany(_SQL["add_record"], rows.record_values(change))
+    connection.executemany(_SQL["add_event"], [rows.event_values(event) for event in change.events])
+    connection.executemany(_SQL["add_outgoing"], [rows.outgoing_values(message) for message in change.outgoing])
     return True
-
-
-def _outgoing_values(message: Outgoing) -> tuple[object, ...]:
-    properties = _encode(message.properties).decode()
-    return message.exchange, message.routing_key, properties, message.body, message.mandatory
-
-
-def _outbox_row(row: tuple[Any, ...]) -> OutboxRow:
-    position, exchange, routing_key, properties, body, mandatory, reason = row
-    return OutboxRow(
-        position=position,
-        outgoing=Outgoing(
-            exchange=exchange,
-            routing_key=routing_key,
-            body=body,
-            properties=_properties(properties),
-            mandatory=bool(mandatory),
-        ),
-        reason=reason,
-    )
 
 
 def _find(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
@@ -217,52 +167,5 @@ def _find(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
         if len(near) > 1:
             raise NotFoundError(f'more than one run begins with "{run_id}"', hint="give more of its id")
         return _find(connection, near[0][0]) if near else None
-    (
-        ident,
-        flow,
-        handler,
-        plan_hash,
-        state,
-        trigger,
-        trace,
-        data,
-        started_at,
-        finished_at,
-        due_at,
-        error,
-        crashes,
-    ) = row
-    records = connection.execute(_SQL["records"], (ident,)).fetchall()
-    return StoredRun(
-        started=Started(
-            run_id=ident,
-            flow=flow,
-            handler=handler,
-            plan_hash=plan_hash,
-            trigger=_meta(trigger),
-            data=data,
-            started_at=started_at,
-            trace=msgspec.json.decode(trace),
-        ),
-        state=RunState(state),
-        records=tuple(_record(body) for (body,) in records),
-        crashes=crashes,
-        due_at=due_at,
-        finished_at=finished_at,
-        error=_error(error) if error else None,
-    )
-
-
-def _summary(row: tuple[str, ...]) -> RunSummary:
-    ident, flow, handler, state, trigger, started_at, finished_at, error = row
-    meta = _meta(trigger)
-    return RunSummary(
-        id=ident,
-        flow=flow,
-        handler=handler,
-        state=RunState(state),
-        trigger={"id": meta.id, "type": meta.type, "source": meta.source, "subject": meta.subject},
-        started_at=started_at,
-        finished_at=finished_at,
-        error=_error(error) if error else None,
-    )
+    bodies = (body for (body,) in connection.execute(_SQL["records"], (row[0],)).fetchall())
+    return rows.stored_run(row, bodies)

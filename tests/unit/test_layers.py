@@ -20,7 +20,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
         frozenset({"words"}),
     ),
     "ports": (("ports",), frozenset({"words"})),
-    "shared": (("sqlite_file",), frozenset({"words"})),
+    "shared": (("sqlite_file", "sql"), frozenset({"words", "shared"})),
     "steps": (("steps",), frozenset({"words", "ports"})),
     "transports": (("transports",), frozenset({"words", "ports", "shared"})),
     "stores": (("stores",), frozenset({"words", "ports", "shared"})),

@@ -219,6 +219,21 @@ async def test_nor_does_a_process_that_dies_again_and_again(body: str) -> None:
     check(await story(body, *((n, "before") for n in range(1, 40, 2))), calm)
 
 
+@pytest.mark.parametrize("clock", ["now()", "run.started_at", "meta.time", "vars.at"])
+async def test_a_time_that_the_first_effect_is_given_is_durable_before_it(clock: str) -> None:
+    """Else the message that comes again would begin the run at another time, under the same key."""
+    body = f"""
+        steps:
+          - {{set: {{at: "{{{{ run.started_at }}}}"}}}}
+          - {{use: act, with: {{what: e, at: "{{{{ {clock} }}}}"}}}}
+          - {{use: act, with: {{what: f}}}}
+        """
+    for n in range(1, 4):
+        crashed = await story(body, (n, "before"))
+        for calls in crashed.calls.values():
+            assert all(call == calls[0] for call in calls)
+
+
 @pytest.mark.parametrize("crash", [(3, "before"), (3, "after"), (4, "before")])
 async def test_now_says_what_it_said_although_nothing_but_the_clock_was_to_be_committed(crash: tuple[int, str]) -> None:
     seen: dict[str, set[str]] = defaultdict(set)
