@@ -1,20 +1,16 @@
 """The inventory service: stock, and what of it is set aside for orders."""
 
-import os
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
-from runner import Context, RetryableError, TerminalError, handler
+from runner import Context, TerminalError, handler
 
-Result = TypeVar("Result")
+from .database import Database
 
-DATABASE = "inventory.db"
-TABLES = (
+SERVICE = Database(
+    "inventory.db",
     """CREATE TABLE IF NOT EXISTS stock (
         sku TEXT PRIMARY KEY,
         on_hand INTEGER NOT NULL,
@@ -57,7 +53,7 @@ def reserve(ctx: Context, *, sku: str, quantity: int) -> Reservation:
         assert added.lastrowid is not None
         return Reservation(added.lastrowid, sku, quantity, "reserved")
 
-    return once(ctx, "inventory.reserve", Reservation, set_aside)
+    return SERVICE.once(ctx, "inventory.reserve", Reservation, set_aside)
 
 
 @handler("inventory.deduct")
@@ -74,7 +70,7 @@ def deduct(ctx: Context, *, reservation_id: int) -> Reservation:
         )
         return set_state(db, reservation, "deducted")
 
-    return once(ctx, "inventory.deduct", Reservation, take_out)
+    return SERVICE.once(ctx, "inventory.deduct", Reservation, take_out)
 
 
 @handler("inventory.release")
@@ -93,7 +89,7 @@ def release(ctx: Context, *, reservation_id: int) -> Release:
         set_state(db, reservation, "released")
         return Release(reservation_id, released=True)
 
-    return once(ctx, "inventory.release", Release, give_back)
+    return SERVICE.once(ctx, "inventory.release", Release, give_back)
 
 
 def find(db: sqlite3.Connection, reservation_id: int) -> Reservation | None:
@@ -107,55 +103,3 @@ def find(db: sqlite3.Connection, reservation_id: int) -> Reservation | None:
 def set_state(db: sqlite3.Connection, reservation: Reservation, state: Literal["deducted", "released"]) -> Reservation:
     db.execute("UPDATE reservations SET state = ? WHERE reservation_id = ?", (state, reservation.reservation_id))
     return msgspec.structs.replace(reservation, state=state)
-
-
-# --- a database of its own, in which each effect happens once --------------------------------------------
-# This part is the same in every service: a plugin is loaded by its path and cannot import its neighbour.
-
-BOOKKEEPING = (
-    """CREATE TABLE IF NOT EXISTS effects (
-        idempotency_key TEXT PRIMARY KEY, action TEXT NOT NULL, result TEXT NOT NULL,
-        at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')))""",
-    """CREATE TABLE IF NOT EXISTS calls (
-        idempotency_key TEXT NOT NULL, action TEXT NOT NULL,
-        at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')))""",
-)
-
-
-@contextmanager
-def transaction() -> Iterator[sqlite3.Connection]:
-    """One write transaction. A refusal (TerminalError, RetryableError) commits: it is an answer, and what was
-    noted of it stays. Any other exception rolls back."""
-    folder = Path(os.environ.get("SHOP_DATA") or Path(__file__).parents[1] / ".flowrun" / "data")
-    folder.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(folder / DATABASE, timeout=10, isolation_level=None)
-    try:
-        with suppress(sqlite3.OperationalError):  # another call is creating the file: one of them does it
-            db.execute("PRAGMA journal_mode = WAL")
-        db.execute("BEGIN IMMEDIATE")
-        for statement in (*BOOKKEEPING, *TABLES):
-            db.execute(statement)
-        try:
-            yield db
-        except (TerminalError, RetryableError):
-            db.execute("COMMIT")
-            raise
-        db.execute("COMMIT")
-    finally:
-        db.close()
-
-
-def once(ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]) -> Result:
-    """Do `effect`, or give what it gave before: the effect and the note that it was done are one transaction,
-    so that a step which is tried again, even after a crash, finds its note and does nothing twice."""
-    with transaction() as db:
-        db.execute("INSERT INTO calls (idempotency_key, action) VALUES (?, ?)", (ctx.idempotency_key, action))
-        done = db.execute("SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)).fetchone()
-        if done is not None:
-            return msgspec.json.decode(done[0], type=kind)
-        result = effect(db)
-        db.execute(
-            "INSERT INTO effects (idempotency_key, action, result) VALUES (?, ?, ?)",
-            (ctx.idempotency_key, action, msgspec.json.encode(result).decode()),
-        )
-        return result

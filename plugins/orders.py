@@ -1,25 +1,21 @@
 """The order service: who ordered, under which number, and what became of it.
 
 A handler is idempotent: flowrun may call it again with the same `ctx.idempotency_key`, after a timeout or a
-crash, and `once` (at the end) answers such a repeat from its notes. `ctx.idempotency_key` belongs to one step
+crash, and `Database.once` answers such a repeat from its notes. `ctx.idempotency_key` belongs to one step
 of one run; `order_id` is the customer's own name for the order.
 """
 
-import os
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
-from runner import Context, RetryableError, TerminalError, handler
+from runner import Context, TerminalError, handler
 
-Result = TypeVar("Result")
+from .database import Database
 
-DATABASE = "orders.db"
-TABLES = (
+SERVICE = Database(
+    "orders.db",
     """CREATE TABLE IF NOT EXISTS orders (
         number INTEGER PRIMARY KEY,
         order_id TEXT NOT NULL UNIQUE,
@@ -60,7 +56,7 @@ def create(ctx: Context, *, order_id: str, customer: str, email: str) -> Order:
         )
         return get(db, order_id)
 
-    return once(ctx, "order.create", Order, give_number)
+    return SERVICE.once(ctx, "order.create", Order, give_number)
 
 
 @handler("order.confirm")
@@ -74,7 +70,7 @@ def confirm(ctx: Context, *, order_id: str) -> Order:
         db.execute("UPDATE orders SET status = 'confirmed' WHERE order_id = ?", (order_id,))
         return get(db, order_id)
 
-    return once(ctx, "order.confirm", Order, set_confirmed)
+    return SERVICE.once(ctx, "order.confirm", Order, set_confirmed)
 
 
 @handler("order.reject")
@@ -88,13 +84,13 @@ def reject(ctx: Context, *, order_id: str, reason: str) -> Rejection:
         )
         return Rejection(order_id, rejected=changed.rowcount == 1)
 
-    return once(ctx, "order.reject", Rejection, set_rejected)
+    return SERVICE.once(ctx, "order.reject", Rejection, set_rejected)
 
 
 @handler("order.status", effect=False)
 def status(ctx: Context, *, order_id: str) -> Order:
     """The order as it is now. Fails with `unknown_order`."""
-    with transaction() as db:
+    with SERVICE.transaction() as db:
         return get(db, order_id)
 
 
@@ -110,55 +106,3 @@ def get(db: sqlite3.Connection, order_id: str) -> Order:
     if order is None:
         raise TerminalError("unknown_order", f"there is no order {order_id}", order_id=order_id)
     return order
-
-
-# --- a database of its own, in which each effect happens once --------------------------------------------
-# This part is the same in every service: a plugin is loaded by its path and cannot import its neighbour.
-
-BOOKKEEPING = (
-    """CREATE TABLE IF NOT EXISTS effects (
-        idempotency_key TEXT PRIMARY KEY, action TEXT NOT NULL, result TEXT NOT NULL,
-        at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')))""",
-    """CREATE TABLE IF NOT EXISTS calls (
-        idempotency_key TEXT NOT NULL, action TEXT NOT NULL,
-        at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')))""",
-)
-
-
-@contextmanager
-def transaction() -> Iterator[sqlite3.Connection]:
-    """One write transaction. A refusal (TerminalError, RetryableError) commits: it is an answer, and what was
-    noted of it stays. Any other exception rolls back."""
-    folder = Path(os.environ.get("SHOP_DATA") or Path(__file__).parents[1] / ".flowrun" / "data")
-    folder.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(folder / DATABASE, timeout=10, isolation_level=None)
-    try:
-        with suppress(sqlite3.OperationalError):  # another call is creating the file: one of them does it
-            db.execute("PRAGMA journal_mode = WAL")
-        db.execute("BEGIN IMMEDIATE")
-        for statement in (*BOOKKEEPING, *TABLES):
-            db.execute(statement)
-        try:
-            yield db
-        except (TerminalError, RetryableError):
-            db.execute("COMMIT")
-            raise
-        db.execute("COMMIT")
-    finally:
-        db.close()
-
-
-def once(ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]) -> Result:
-    """Do `effect`, or give what it gave before: the effect and the note that it was done are one transaction,
-    so that a step which is tried again, even after a crash, finds its note and does nothing twice."""
-    with transaction() as db:
-        db.execute("INSERT INTO calls (idempotency_key, action) VALUES (?, ?)", (ctx.idempotency_key, action))
-        done = db.execute("SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)).fetchone()
-        if done is not None:
-            return msgspec.json.decode(done[0], type=kind)
-        result = effect(db)
-        db.execute(
-            "INSERT INTO effects (idempotency_key, action, result) VALUES (?, ?, ?)",
-            (ctx.idempotency_key, action, msgspec.json.encode(result).decode()),
-        )
-        return result

@@ -1,20 +1,16 @@
 """The payment service: customers' accounts, and the payments made from them. Money is in integer cents."""
 
-import os
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
 from runner import Context, RetryableError, TerminalError, handler
 
-Result = TypeVar("Result")
+from .database import Database
 
-DATABASE = "payment.db"
-TABLES = (
+SERVICE = Database(
+    "payment.db",
     # outages: how often a customer's bank fails for each payment before it answers.
     """CREATE TABLE IF NOT EXISTS accounts (
         customer TEXT PRIMARY KEY,
@@ -58,7 +54,7 @@ def open_payment(ctx: Context, *, order_id: str, customer: str, amount: int) -> 
         assert added.lastrowid is not None
         return get(db, added.lastrowid)
 
-    return once(ctx, "payment.open", Payment, note)
+    return SERVICE.once(ctx, "payment.open", Payment, note)
 
 
 @handler("payment.charge")
@@ -79,7 +75,7 @@ def charge(ctx: Context, *, payment_id: int) -> Payment:
             raise TerminalError("insufficient_funds", f"{payment.customer} cannot pay {payment.amount} cents")
         return book(db, payment, -payment.amount, "charged")
 
-    return once(ctx, "payment.charge", Payment, take)
+    return SERVICE.once(ctx, "payment.charge", Payment, take)
 
 
 @handler("payment.refund")
@@ -93,7 +89,7 @@ def refund(ctx: Context, *, payment_id: int) -> Undone:
         book(db, payment, payment.amount, "refunded")
         return Undone(payment_id, undone=True)
 
-    return once(ctx, "payment.refund", Undone, give_back)
+    return SERVICE.once(ctx, "payment.refund", Undone, give_back)
 
 
 @handler("payment.void")
@@ -107,7 +103,7 @@ def void(ctx: Context, *, payment_id: int) -> Undone:
         book(db, payment, 0, "void")
         return Undone(payment_id, undone=True)
 
-    return once(ctx, "payment.void", Undone, close)
+    return SERVICE.once(ctx, "payment.void", Undone, close)
 
 
 def find(db: sqlite3.Connection, payment_id: int) -> Payment | None:
@@ -132,55 +128,3 @@ def book(
     db.execute("UPDATE accounts SET balance = balance + ? WHERE customer = ?", (amount, payment.customer))
     db.execute("UPDATE payments SET state = ? WHERE payment_id = ?", (state, payment.payment_id))
     return msgspec.structs.replace(payment, state=state)
-
-
-# --- a database of its own, in which each effect happens once --------------------------------------------
-# This part is the same in every service: a plugin is loaded by its path and cannot import its neighbour.
-
-BOOKKEEPING = (
-    """CREATE TABLE IF NOT EXISTS effects (
-        idempotency_key TEXT PRIMARY KEY, action TEXT NOT NULL, result TEXT NOT NULL,
-        at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')))""",
-    """CREATE TABLE IF NOT EXISTS calls (
-        idempotency_key TEXT NOT NULL, action TEXT NOT NULL,
-        at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')))""",
-)
-
-
-@contextmanager
-def transaction() -> Iterator[sqlite3.Connection]:
-    """One write transaction. A refusal (TerminalError, RetryableError) commits: it is an answer, and what was
-    noted of it stays. Any other exception rolls back."""
-    folder = Path(os.environ.get("SHOP_DATA") or Path(__file__).parents[1] / ".flowrun" / "data")
-    folder.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(folder / DATABASE, timeout=10, isolation_level=None)
-    try:
-        with suppress(sqlite3.OperationalError):  # another call is creating the file: one of them does it
-            db.execute("PRAGMA journal_mode = WAL")
-        db.execute("BEGIN IMMEDIATE")
-        for statement in (*BOOKKEEPING, *TABLES):
-            db.execute(statement)
-        try:
-            yield db
-        except (TerminalError, RetryableError):
-            db.execute("COMMIT")
-            raise
-        db.execute("COMMIT")
-    finally:
-        db.close()
-
-
-def once(ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]) -> Result:
-    """Do `effect`, or give what it gave before: the effect and the note that it was done are one transaction,
-    so that a step which is tried again, even after a crash, finds its note and does nothing twice."""
-    with transaction() as db:
-        db.execute("INSERT INTO calls (idempotency_key, action) VALUES (?, ?)", (ctx.idempotency_key, action))
-        done = db.execute("SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)).fetchone()
-        if done is not None:
-            return msgspec.json.decode(done[0], type=kind)
-        result = effect(db)
-        db.execute(
-            "INSERT INTO effects (idempotency_key, action, result) VALUES (?, ?, ?)",
-            (ctx.idempotency_key, action, msgspec.json.encode(result).decode()),
-        )
-        return result

@@ -1,20 +1,15 @@
 """The review service: what customers say of what they got, and what the merchant answers."""
 
-import os
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
-from runner import Context, RetryableError, TerminalError, handler
+from runner import Context, TerminalError, handler
 
-Result = TypeVar("Result")
+from .database import Database
 
-DATABASE = "reviews.db"
-TABLES = (
+SERVICE = Database(
+    "reviews.db",
     """CREATE TABLE IF NOT EXISTS reviews (
         review_id INTEGER PRIMARY KEY,
         order_id TEXT NOT NULL,
@@ -49,7 +44,7 @@ def record(ctx: Context, *, order_id: str, stars: int, text: str) -> Review:
         assert added.lastrowid is not None
         return get(db, added.lastrowid)
 
-    return once(ctx, "review.record", Review, add)
+    return SERVICE.once(ctx, "review.record", Review, add)
 
 
 @handler("review.withdraw")
@@ -60,7 +55,7 @@ def withdraw(ctx: Context, *, review_id: int) -> Withdrawal:
         changed = db.execute("UPDATE reviews SET withdrawn = 1 WHERE review_id = ? AND NOT withdrawn", (review_id,))
         return Withdrawal(review_id, withdrawn=changed.rowcount == 1)
 
-    return once(ctx, "review.withdraw", Withdrawal, hide)
+    return SERVICE.once(ctx, "review.withdraw", Withdrawal, hide)
 
 
 @handler("review.answer")
@@ -72,7 +67,7 @@ def answer(ctx: Context, *, review_id: int, answer: str) -> Review:
         db.execute("UPDATE reviews SET answer = ? WHERE review_id = ?", (answer, review_id))
         return get(db, review_id)
 
-    return once(ctx, "review.answer", Review, put)
+    return SERVICE.once(ctx, "review.answer", Review, put)
 
 
 @handler("review.escalate")
@@ -84,7 +79,7 @@ def escalate(ctx: Context, *, review_id: int) -> Review:
         db.execute("UPDATE reviews SET escalated = 1 WHERE review_id = ?", (review_id,))
         return review
 
-    return once(ctx, "review.escalate", Review, mark)
+    return SERVICE.once(ctx, "review.escalate", Review, mark)
 
 
 def get(db: sqlite3.Connection, review_id: int) -> Review:
@@ -95,55 +90,3 @@ def get(db: sqlite3.Connection, review_id: int) -> Review:
     if row is None:
         raise TerminalError("unknown_review", f"there is no review {review_id}")
     return Review(*row)
-
-
-# --- a database of its own, in which each effect happens once --------------------------------------------
-# This part is the same in every service: a plugin is loaded by its path and cannot import its neighbour.
-
-BOOKKEEPING = (
-    """CREATE TABLE IF NOT EXISTS effects (
-        idempotency_key TEXT PRIMARY KEY, action TEXT NOT NULL, result TEXT NOT NULL,
-        at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')))""",
-    """CREATE TABLE IF NOT EXISTS calls (
-        idempotency_key TEXT NOT NULL, action TEXT NOT NULL,
-        at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')))""",
-)
-
-
-@contextmanager
-def transaction() -> Iterator[sqlite3.Connection]:
-    """One write transaction. A refusal (TerminalError, RetryableError) commits: it is an answer, and what was
-    noted of it stays. Any other exception rolls back."""
-    folder = Path(os.environ.get("SHOP_DATA") or Path(__file__).parents[1] / ".flowrun" / "data")
-    folder.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(folder / DATABASE, timeout=10, isolation_level=None)
-    try:
-        with suppress(sqlite3.OperationalError):  # another call is creating the file: one of them does it
-            db.execute("PRAGMA journal_mode = WAL")
-        db.execute("BEGIN IMMEDIATE")
-        for statement in (*BOOKKEEPING, *TABLES):
-            db.execute(statement)
-        try:
-            yield db
-        except (TerminalError, RetryableError):
-            db.execute("COMMIT")
-            raise
-        db.execute("COMMIT")
-    finally:
-        db.close()
-
-
-def once(ctx: Context, action: str, kind: type[Result], effect: Callable[[sqlite3.Connection], Result]) -> Result:
-    """Do `effect`, or give what it gave before: the effect and the note that it was done are one transaction,
-    so that a step which is tried again, even after a crash, finds its note and does nothing twice."""
-    with transaction() as db:
-        db.execute("INSERT INTO calls (idempotency_key, action) VALUES (?, ?)", (ctx.idempotency_key, action))
-        done = db.execute("SELECT result FROM effects WHERE idempotency_key = ?", (ctx.idempotency_key,)).fetchone()
-        if done is not None:
-            return msgspec.json.decode(done[0], type=kind)
-        result = effect(db)
-        db.execute(
-            "INSERT INTO effects (idempotency_key, action, result) VALUES (?, ?, ?)",
-            (ctx.idempotency_key, action, msgspec.json.encode(result).decode()),
-        )
-        return result

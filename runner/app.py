@@ -114,6 +114,7 @@ class App:
             plan=plan,
             older=self._older_plans(await self.store.unfinished_plans(), plan, registry),
             programs=programs,
+            only_these=len(programs) < len(plan.programs),
             transport=self.transport,
             store=self.store,
             reader=self.store,

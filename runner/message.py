@@ -80,7 +80,6 @@ class Message:
     meta: Meta
     data: bytes
     trace: Mapping[str, str] = field(default_factory=dict)
-    has_own_id: bool = True
 
 
 def new_id() -> str:
@@ -125,7 +124,6 @@ def read_message(delivery: Delivery, event_type: str, received_at: datetime) -> 
         ),
         data=data,
         trace={key: str(properties.headers[key]) for key in ("traceparent", "tracestate") if key in properties.headers},
-        has_own_id=own_id is not None,
     )
 
 

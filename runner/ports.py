@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
@@ -37,9 +37,9 @@ class Transport(AbstractAsyncContextManager["Transport"], Protocol):
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
         """Publish, in order, and wait until the broker confirmed each.
 
-        One result a message: None once it is safe, else the reason why it is not: a mandatory message that
-        no queue took (`unroutable`), a broker that is away. What is not confirmed may have arrived all the
-        same: publish it again under the same id.
+        One result a message: None once it is safe, else the reason why the broker would not take it, such as
+        `unroutable: …` for a mandatory message that no queue took. Raises TransportError if the broker is away:
+        then some may have arrived all the same, so publish them again under the same ids.
         """
         ...
 
@@ -76,8 +76,11 @@ class Store(AbstractAsyncContextManager["Store"], Protocol):
         """Make a dead letter durable; the same id once."""
         ...
 
-    async def take(self, now: datetime, limit: int) -> Sequence[StoredRun]:
-        """Own and return runs that are due, and those whose runner died (their crash is counted first)."""
+    async def take(self, now: datetime, limit: int, *, handlers: Collection[str] | None = None) -> Sequence[StoredRun]:
+        """Own and return runs that are due, and those whose runner died (their crash is counted first).
+
+        With `handlers`, only runs of these.
+        """
         ...
 
     async def outbox(self, limit: int, *, refused: bool = False) -> Sequence[OutboxRow]:

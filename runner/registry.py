@@ -6,7 +6,7 @@ Nothing registers itself: modules are loaded, and functions that bear `@handler`
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 import inspect
 import keyword
 import re
@@ -30,6 +30,7 @@ from runner.plan import Parameter, Signature
 from runner.ports import Handler
 from runner.source import Document, Lines, Position, Span
 
+_PACKAGE = "flowrun_plugins"
 _REFERENCE = "#/$defs/{name}"
 _NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 
@@ -70,6 +71,7 @@ def discover(root: Path | None) -> Registry:
     for entry in sorted(entry_points(group="flowrun.handlers"), key=lambda e: (e.value, e.name)):
         _load_entry(entry, found)
     if root is not None:
+        _open_package(root / "plugins")
         for path in sorted((root / "plugins").glob("*.py")):
             _load_file(path, root, found)
     return found.registry()
@@ -94,19 +96,24 @@ def _load_entry(entry: Any, found: _Found) -> None:
     _collect(module, entry.value, found)
 
 
+def _open_package(folder: Path) -> None:
+    """Make the project's `plugins/` the package `flowrun_plugins`, so that its files can import each other
+    (`from .database import …`). `sys.path` is not touched; what an earlier project left is forgotten."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
+        del sys.modules[name]
+    package = ModuleType(_PACKAGE)
+    package.__path__ = [str(folder.absolute())]
+    sys.modules[_PACKAGE] = package
+    importlib.invalidate_caches()
+
+
 def _load_file(path: Path, root: Path, found: _Found) -> None:
     name = path.relative_to(root).as_posix()
-    module_name = f"flowrun_plugins.{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # annotations are resolved through it
     with suppress(OSError, ValueError):
         found.documents[name] = Document(name, path.read_text(), None)
     try:
         with redirect_stdout(sys.stderr):  # stdout is for what was asked for
-            spec.loader.exec_module(module)
+            module = importlib.import_module(f"{_PACKAGE}.{path.stem}")
     except (Exception, SystemExit) as error:
         place = found.place(name, _own_line(error, path))
         text = f"the plugin cannot be imported: {_described(error)}"

@@ -15,6 +15,6 @@ def undo_plan(program: Program, history: History) -> Iterator[tuple[Step, Use | 
     """
     steps = {step.id: step for step in walk(program.steps)}
     for step_id in reversed(history.completed):
-        step = steps.get(step_id)
-        for undo in step.undo if step is not None else ():
-            yield step, undo.step  # type: ignore[misc]
+        if (step := steps.get(step_id)) is not None:
+            for undo in step.undo:
+                yield step, undo.step

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from runner.errors import StoreError, TransportError
-from runner.message import Outgoing
 from runner.ports import Store, Transport
 
 BATCH = 500
 RETRY_REFUSED_S = 5.0
 PAUSE_S = 1.0
 
+T = TypeVar("T")
 _log = logging.getLogger("flowrun.outbox")
 
 
@@ -48,7 +49,7 @@ class Outbox:
                 async with asyncio.timeout(RETRY_REFUSED_S):
                     await self._poked.wait()
             except TimeoutError:
-                await self._safely(self._retry_refused)
+                await self._safely(self.retry_refused)
             self._poked.clear()
             if not await self._safely(self._publish_all):
                 self._poked.set()
@@ -60,29 +61,22 @@ class Outbox:
         while await self._publish_batch(refused=False):
             pass
 
-    async def _retry_refused(self) -> None:
+    async def retry_refused(self) -> None:
+        """Offer the broker again what it would not take. Raises StoreError."""
         await self._publish_batch(refused=True)
 
     async def _publish_batch(self, *, refused: bool) -> bool:
         rows = await self._store.outbox(BATCH, refused=refused)
         if not rows:
             return False
-        results = await self._publish_until_answered([row.outgoing for row in rows])
+        results = await _patiently(lambda: self._transport.publish([row.outgoing for row in rows]))
         for row, reason in zip(rows, results, strict=True):
             if reason is not None and row.reason is None:
-                _log.warning("%s %s stays in the outbox: %s", row.outgoing.routing_key,
-                             row.outgoing.properties.message_id, reason)  # fmt: skip
-        await self._store.sent({row.position: reason for row, reason in zip(rows, results, strict=True)})
+                name, ident = row.outgoing.routing_key, row.outgoing.properties.message_id
+                _log.warning("%s %s stays in the outbox: %s", name, ident, reason)
+        marks = {row.position: reason for row, reason in zip(rows, results, strict=True)}
+        await _patiently(lambda: self._store.sent(marks))
         return True
-
-    async def _publish_until_answered(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
-        """A broker that is away answers nothing: what was sent may have arrived, so it is sent again."""
-        while True:
-            try:
-                return await self._transport.publish(messages)
-            except TransportError as error:
-                _log.warning("the broker took nothing: %s; trying again", error)
-                await asyncio.sleep(PAUSE_S)
 
     async def _safely(self, work: Callable[[], Awaitable[None]]) -> bool:
         try:
@@ -91,3 +85,14 @@ class Outbox:
             _log.error("%s", error)
             return False
         return True
+
+
+async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Until it succeeds: a broker that is away answers nothing, and what was sent may have arrived, so it is sent
+    again; what the store could not note would be this process's for ever."""
+    while True:
+        try:
+            return await work()
+        except (TransportError, StoreError) as error:
+            _log.warning("%s; trying again", error)
+            await asyncio.sleep(PAUSE_S)

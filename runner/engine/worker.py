@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -16,7 +16,7 @@ from runner.engine.executor import Executor, NotOurs
 from runner.engine.outbox import Outbox
 from runner.engine.run import Run
 from runner.errors import EnvelopeError, StoreError, TransportError
-from runner.message import Delivery
+from runner.message import Delivery, identity
 from runner.plan import Plan, Program
 from runner.ports import Clock, Store, StoreReader, Transport
 from runner.records import Change, RunStarted, StoredRun
@@ -69,7 +69,10 @@ class _Beginning:
 
 
 class Worker:
-    """Runs the programs of a plan. `older` are plans of before, for runs that began with them, by hash."""
+    """Runs the programs of a plan. `older` are plans of before, for runs that began with them, by hash.
+
+    With `only_these`, runs of other handlers are left to other processes.
+    """
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class Worker:
         plan: Plan,
         older: Mapping[str, Plan],
         programs: tuple[Program, ...],
+        only_these: bool,
         transport: Transport,
         store: Store,
         reader: StoreReader,
@@ -97,6 +101,8 @@ class Worker:
         self._draining = False
         self._executor = executor(lambda: self._draining)
         self._outbox = Outbox(store, transport)
+        self._handlers = [program.name for program in programs] if only_these else None
+        self._nameless: set[str] = set()
         self._lanes = {p.name: _Lane(p, asyncio.Semaphore(p.concurrency)) for p in programs}
         self._tasks: set[asyncio.Task[None]] = set()
         self._beginning: dict[str, _Beginning] = {}
@@ -189,7 +195,16 @@ class Worker:
             self.counts.duplicates += 1
             await self._settle(delivery)
         else:
+            self._mind_the_id(program, delivery)
             await self._begin(program, delivery, started)
+
+    def _mind_the_id(self, program: Program, delivery: Delivery) -> None:
+        if program.name not in self._nameless and identity(delivery)[0] is None:
+            self._nameless.add(program.name)
+            _log.warning(
+                "%s gets messages without an id: such a one may run twice after a crash; let producers set message_id",
+                program.name,
+            )
 
     async def _stands(self, run_id: str) -> bool:
         """Whether the message has its run already; one that is just beginning is waited for."""
@@ -276,7 +291,7 @@ class Worker:
         """Take up what is due, and what dead runners left, until the worker drains."""
         while not self._draining:
             try:
-                while not self._draining and (taken := await self._store.take(self._clock.now(), TAKE)):
+                while not self._draining and (taken := await self._take()):
                     for stored in taken:
                         self._spawn(self._resume_in_lane(stored))
             except StoreError as error:
@@ -287,6 +302,9 @@ class Worker:
             except TimeoutError:
                 continue
             self._due.clear()
+
+    async def _take(self) -> Sequence[StoredRun]:
+        return await self._store.take(self._clock.now(), TAKE, handlers=self._handlers)
 
     def _wake_at(self, due_at: datetime) -> None:
         delay_s = max(0.0, (due_at - self._clock.now()).total_seconds())

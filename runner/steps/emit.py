@@ -12,6 +12,9 @@ from runner.message import Meta, Outgoing, encode_json, event_message, new_id
 from runner.plan import Event
 from runner.records import EventRecord
 
+MAX_HEADER_BYTES = 32 * 1024
+"""All headers must fit one AMQP frame, or the broker closes the connection."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emitter:
@@ -68,4 +71,7 @@ def build(
         causation_id=cause.id if cause is not None else None,
     )
     outgoing = event_message(meta=meta, data=body, project=emitter.project, mandatory=event.routed, trace=emitter.trace)
+    size = sum(len(name.encode()) + len(str(value).encode()) for name, value in outgoing.properties.headers.items())
+    if size > MAX_HEADER_BYTES:
+        raise PayloadError(f"the attributes of {event.name} have {size} bytes, the limit is {MAX_HEADER_BYTES}")
     return EventRecord(meta=meta, data=body), outgoing

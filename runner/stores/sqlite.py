@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from types import TracebackType
@@ -57,9 +57,10 @@ class SqliteStore:
         """See `Store.bury`."""
         await self._file.write(lambda c: c.execute(_SQL["bury"], rows.letter_values(letter)))
 
-    async def take(self, now: datetime, limit: int) -> Sequence[StoredRun]:
+    async def take(self, now: datetime, limit: int, *, handlers: Collection[str] | None = None) -> Sequence[StoredRun]:
         """See `Store.take`."""
-        return await self._file.write(lambda c: self._take(c, rfc3339(now), limit))
+        wanted = None if handlers is None else rows.text(sorted(handlers))
+        return await self._file.write(lambda c: self._take(c, rfc3339(now), limit, wanted))
 
     async def outbox(self, limit: int, *, refused: bool = False) -> Sequence[OutboxRow]:
         """See `Store.outbox`."""
@@ -116,11 +117,11 @@ class SqliteStore:
 
     # --- inside a transaction
 
-    def _take(self, connection: sqlite3.Connection, now: str, limit: int) -> Sequence[StoredRun]:
-        due = connection.execute(_SQL["due"], (now, limit)).fetchall()
+    def _take(self, connection: sqlite3.Connection, now: str, limit: int, wanted: str | None) -> Sequence[StoredRun]:
+        due = connection.execute(_SQL["due"], (now, wanted, limit)).fetchall()
         orphans: list[tuple[str]] = []
         for owner in self._dead_among(connection.execute(_SQL["run_owners"])):
-            orphans += connection.execute(_SQL["runs_of"], (owner, limit - len(due) - len(orphans))).fetchall()
+            orphans += connection.execute(_SQL["runs_of"], (owner, wanted, limit - len(due) - len(orphans))).fetchall()
         connection.executemany(_SQL["own_run"], [(self._owner, 0, run_id) for (run_id,) in due])
         connection.executemany(_SQL["own_run"], [(self._owner, 1, run_id) for (run_id,) in orphans])
         runs = (_find(connection, run_id) for (run_id,) in (*due, *orphans))

@@ -26,13 +26,17 @@ INSERT INTO dead_letters (id, letter, body) VALUES (?, ?, ?) ON CONFLICT (id) DO
 
 -- name: due  runs whose time has come
 SELECT id FROM runs
-WHERE due_at IS NOT NULL AND due_at <= ? AND owner IS NULL AND finished_at IS NULL ORDER BY due_at, id LIMIT ?
+WHERE due_at IS NOT NULL AND due_at <= ?1 AND owner IS NULL AND finished_at IS NULL
+    AND (?2 IS NULL OR handler IN (SELECT value FROM json_each(?2)))
+ORDER BY due_at, id LIMIT ?3
 
 -- name: run_owners
 SELECT DISTINCT owner FROM runs WHERE finished_at IS NULL AND owner IS NOT NULL
 
 -- name: runs_of
-SELECT id FROM runs WHERE finished_at IS NULL AND owner = ? LIMIT ?
+SELECT id FROM runs
+WHERE finished_at IS NULL AND owner = ?1 AND (?2 IS NULL OR handler IN (SELECT value FROM json_each(?2)))
+LIMIT ?3
 
 -- name: own_run  a crash is counted before it runs again
 UPDATE runs SET owner = ?, due_at = NULL, crashes = crashes + ? WHERE id = ?

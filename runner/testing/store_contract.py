@@ -390,6 +390,15 @@ class StoreContract:
             assert (run.started, run.records, run.state, run.crashes) == (started(1), (step(1),), RunState.WAITING, 0)
             assert await store.take(due + timedelta(days=1), 10) == []
 
+    async def test_only_runs_of_the_handlers_asked_for_are_taken(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, due_at=at(1), begun={"handler": "orders.place"}))
+            await store.commit(begin(2, due_at=at(1), begun={"handler": "orders.pay"}))
+            taken = await store.take(START + timedelta(seconds=2), 10, handlers=["orders.pay"])
+            left = await store.take(START + timedelta(seconds=2), 10)
+        assert [run.started.handler for run in taken] == ["orders.pay"]
+        assert [run.started.handler for run in left] == ["orders.place"]
+
     async def test_takers_never_get_the_same_run(self) -> None:
         async with self.store() as one, self.store() as two:
             for number in range(100):

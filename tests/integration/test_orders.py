@@ -74,9 +74,10 @@ def test_orders_of_plain_clients_end_in_the_right_states(shop: Shop, channel: An
         publish(channel, message.body, headers=message.headers, content_type=message.content_type)
     publish(channel, json.dumps(order("poor", customer="bob")).encode(), message_id="m-3", app_id="till")
     wait_until(lambda: len(statuses(shop)) == 5 and "placed" not in statuses(shop).values(), alive=worker)
-    code, _ = stop(worker)
+    code, output = stop(worker)
 
     assert code == 0
+    assert output.count("orders.place gets messages without an id") == 1, "said once, of the bare one"
     assert statuses(shop) == {
         "plain": "confirmed",
         "bare": "confirmed",

@@ -56,6 +56,19 @@ async def f(ctx: Context, *, n: int) -> int:
 """
 
 
+async def test_plugins_share_what_they_import_from_each_other_and_from_no_other_project(tmp_path: Path) -> None:
+    shared = ONE.format(name="a.one") + "\nseen = []\n"
+    uses = "from .a import seen\n" + ONE.format(name="b.one") + "\nseen.append(1)\n"
+    first, second = tmp_path / "first", tmp_path / "second"
+    for root in (first, second):
+        root.mkdir()
+        assert project(root, a=shared, b=uses).diagnostics == ()
+    import flowrun_plugins.a
+
+    assert flowrun_plugins.a.seen == [1]
+    assert flowrun_plugins.a.__file__ == str(second / "plugins" / "a.py")
+
+
 async def test_marked_functions_of_the_projects_plugins_are_found(tmp_path: Path) -> None:
     registry = project(tmp_path, a=ONE.format(name="a.double"), b=ONE.format(name="b.double") + "\ndef g(): ...\n")
     assert registry.diagnostics == ()

@@ -1,0 +1,111 @@
+"""The outbox: what is committed reaches the broker, whatever fails on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from runner.engine import outbox as outbox_module
+from runner.engine.outbox import Outbox
+from runner.errors import StoreError, TransportError
+from runner.message import Delivery, Outgoing
+from runner.plan import Binding, Exchange, Queue, Topology
+from runner.sqlite_file import SqliteFile
+from runner.stores.sqlite import SqliteStore
+from runner.testing.store_contract import begin, outgoing
+from runner.transports.embedded import EmbeddedTransport
+
+TOPOLOGY = Topology(
+    exchanges=(Exchange(name="shop.events", type="topic"),),
+    queues=(Queue(name="q"),),
+    bindings=(Binding(exchange="shop.events", queue="q", pattern="#"),),
+)
+
+
+class Faulty:
+    """Fails the first call of a method, then goes on as what it wraps."""
+
+    def __init__(self, inner: Any, method: str, error: Exception) -> None:
+        self._inner, self._method, self._error = inner, method, error
+        self.failed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._method and self.failed == 0:
+            return self._fail
+        return getattr(self._inner, name)
+
+    async def _fail(self, *_: Any, **__: Any) -> None:
+        self.failed += 1
+        raise self._error
+
+
+@pytest.fixture
+async def parts(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[SqliteStore, EmbeddedTransport]]:
+    monkeypatch.setattr(outbox_module, "PAUSE_S", 0)
+    file = SqliteFile(":memory:")
+    async with SqliteStore(file) as store, EmbeddedTransport(file) as transport:
+        await transport.declare(TOPOLOGY)
+        yield store, transport
+
+
+async def run_until_flushed(outbox: Outbox) -> None:
+    task = asyncio.create_task(outbox.run())
+    async with asyncio.timeout(10):
+        await outbox.flush()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def received(transport: EmbeddedTransport, count: int) -> Sequence[str | None]:
+    inbox: asyncio.Queue[Delivery] = asyncio.Queue()
+    await transport.consume("q", 100, inbox.put_nowait)
+    async with asyncio.timeout(10):
+        return [(await inbox.get()).properties.message_id for _ in range(count)]
+
+
+async def test_messages_of_a_commit_are_published_in_order_and_gone(parts: Any) -> None:
+    store, transport = parts
+    await store.commit(begin(1, outgoing=tuple(outgoing(n) for n in range(3))))
+    await run_until_flushed(Outbox(store, transport))
+    assert await received(transport, 3) == ["m-0", "m-1", "m-2"]
+    assert (await store.backlog()).outbox == 0
+
+
+async def test_what_the_broker_did_not_confirm_is_sent_again_under_the_same_id(parts: Any) -> None:
+    store, transport = parts
+    await store.commit(begin(1, outgoing=(outgoing(1),)))
+    away = Faulty(transport, "publish", TransportError("away"))
+    await run_until_flushed(Outbox(store, away))
+    assert away.failed == 1
+    assert await received(transport, 1) == ["m-1"]
+
+
+async def test_a_store_that_could_not_note_it_is_asked_again_and_nothing_is_sent_twice(parts: Any) -> None:
+    store, transport = parts
+    await store.commit(begin(1, outgoing=(outgoing(1),)))
+    away = Faulty(store, "sent", StoreError("away"))
+    await run_until_flushed(Outbox(away, transport))
+    assert away.failed == 1
+    assert (await store.backlog()).outbox == 0
+    assert await transport.depth(["q"]) == 1
+
+
+async def test_what_no_queue_takes_stays_with_its_reason_and_goes_out_once_one_does(parts: Any) -> None:
+    store, transport = parts
+    lost = Outgoing(exchange="", routing_key="later", body=b"{}", properties=outgoing(1).properties, mandatory=True)
+    await store.commit(begin(1, outgoing=(lost,)))
+    outbox = Outbox(store, transport)
+    await run_until_flushed(outbox)
+    [row] = await store.outbox(10, refused=True)
+    assert row.reason == 'unroutable: no queue takes "later"'
+
+    marks: Mapping[int, str | None] = {row.position: row.reason}
+    await store.sent(marks)
+    await transport.declare(Topology(exchanges=(), queues=(Queue(name="later"),), bindings=()))
+    await outbox.retry_refused()
+
+    assert await transport.depth(["later"]) == 1
+    assert (await store.backlog()).refused == 0
