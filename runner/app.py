@@ -18,7 +18,7 @@ from runner.settings import FILE, Settings, mask_url, project_name, read_file
 
 if TYPE_CHECKING:
     from runner.engine.worker import Watch, Worker
-    from runner.ports import Transport
+    from runner.ports import AnyStore, Transport
     from runner.registry import Registry
     from runner.sqlite_file import SqliteFile
 
@@ -67,11 +67,9 @@ class App:
     """A project's open store and transport. Enter it, then use `store`, `transport`, `worker`."""
 
     def __init__(self, settings: Settings) -> None:
-        from runner.stores.sqlite import SqliteStore
-
         self.settings = settings
         file = store_file(settings)
-        self.store = SqliteStore(file)
+        self.store = open_store(settings, file)
         self.transport = open_transport(settings, file)
         self._stack = AsyncExitStack()
 
@@ -136,21 +134,40 @@ class App:
         return older
 
 
-def store_file(settings: Settings) -> SqliteFile:
-    """The SQLite file that the store's URL names. Raises SettingsError."""
+def store_file(settings: Settings) -> SqliteFile | None:
+    """The SQLite file that the store's URL names; None if it names a PostgreSQL. Raises SettingsError."""
     from runner.sqlite_file import SqliteFile
 
     kind, _, path = settings.store.partition(":")
+    if kind in ("postgresql", "postgres"):
+        return None
     if kind != "sqlite" or not path:
         raise SettingsError(
-            f'"{mask_url(settings.store)}" is not a store that this version has', hint="write sqlite:PATH"
+            f'"{mask_url(settings.store)}" is not a store',
+            hint="write sqlite:PATH or postgresql://user:password@host/db",
         )
     return SqliteFile(path if path == ":memory:" else str((settings.root / path).resolve()))
 
 
-def open_transport(settings: Settings, file: SqliteFile) -> Transport:
+def open_store(settings: Settings, file: SqliteFile | None) -> AnyStore:
+    """The store that the settings name, to be entered; in `file`, if that is given."""
+    if file is not None:
+        from runner.stores.sqlite import SqliteStore
+
+        return SqliteStore(file)
+    from runner.stores.postgres import PostgresStore
+
+    return PostgresStore(settings.store, settings.project)
+
+
+def open_transport(settings: Settings, file: SqliteFile | None) -> Transport:
     """The transport that the settings name, to be entered; the embedded broker lives in `file`."""
     if settings.brokers == ("embedded:",):
+        if file is None:
+            raise SettingsError(
+                "the embedded broker lives in the SQLite store's file, and the store is PostgreSQL",
+                hint="name a broker: --broker amqp://user:password@host/vhost",
+            )
         from runner.transports.embedded import EmbeddedTransport
 
         return EmbeddedTransport(file)

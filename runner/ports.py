@@ -129,6 +129,14 @@ class PlanStore(Protocol):
         ...
 
 
+class AnyStore(Store, StoreReader, PlanStore, Protocol):
+    """All that the engine and the commands ask of a store."""
+
+    async def __aenter__(self) -> AnyStore:
+        """See `Store`."""
+        ...
+
+
 class Handler(Protocol):
     """A handler plugin, bound: inputs and result are JSON values.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
+
 ROOT = Path(__file__).parent.parent
 FLOWRUN = Path(sys.executable).parent / "flowrun"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Shop:
     folder: Path
     broker: str = "embedded:"
     root: Path = ROOT
+    store: str | None = None
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __enter__(self) -> Shop:
@@ -36,7 +40,9 @@ class Shop:
         for process in self.started:
             if process.poll() is None:
                 process.kill()
-            process.communicate()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -44,7 +50,7 @@ class Shop:
         return {
             **os.environ,
             "FLOWRUN_BROKER": self.broker,
-            "FLOWRUN_STORE": f"sqlite:{self.folder}/shop.db",
+            "FLOWRUN_STORE": self.store or f"sqlite:{self.folder}/shop.db",
             "SHOP_DATA": str(self.folder / "data"),
         }
 
@@ -82,6 +88,8 @@ class Shop:
 
     def query(self, service: str, sql: str) -> list[tuple[Any, ...]]:
         """Ask a service's database, or `shop` for the store's own; no rows while it is not there."""
+        if service == "shop" and self.store is not None:
+            return asyncio.run(_query_postgres(self.store, sql))
         path = self.folder / ("shop.db" if service == "shop" else f"data/{service}.db")
         if not path.exists():
             return []
@@ -94,6 +102,16 @@ class Shop:
             raise
         finally:
             connection.close()
+
+
+async def _query_postgres(url: str, sql: str) -> list[tuple[Any, ...]]:
+    connection = await asyncpg.connect(url, server_settings={"search_path": "shop"})
+    try:
+        return [tuple(row) for row in await connection.fetch(sql)]
+    except asyncpg.UndefinedTableError:
+        return []
+    finally:
+        await connection.close()
 
 
 def wait_until(condition: Callable[[], bool], *, alive: subprocess.Popen[str] | None = None) -> None:

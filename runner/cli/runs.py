@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from runner.app import store_file
+from runner.app import open_store, store_file
 from runner.cli import options, output, story
 from runner.errors import NotFoundError
+from runner.ports import AnyStore
 from runner.records import (
     Error,
     RunState,
@@ -22,7 +23,6 @@ from runner.records import (
     UndoFinished,
 )
 from runner.settings import load_settings
-from runner.stores.sqlite import SqliteStore
 
 T = TypeVar("T")
 
@@ -83,14 +83,15 @@ def show_command(run_id: str, root: Path, store: str | None, as_json: bool) -> N
         output.echo(line)
 
 
-def _with_store(root: Path, store: str | None, ask: Callable[[SqliteStore], Awaitable[T]]) -> T:
-    """Ask the project's store something; one that is not there yet is not made."""
-    file = store_file(load_settings(root, store=store))
-    if not Path(file.path).exists():
+def _with_store(root: Path, store: str | None, ask: Callable[[AnyStore], Awaitable[T]]) -> T:
+    """Ask the project's store something; a file that is not there yet is not made."""
+    settings = load_settings(root, store=store)
+    file = store_file(settings)
+    if file is not None and not Path(file.path).exists():
         raise NotFoundError(f"there is no store at {file.path} yet", hint="flowrun start makes it")
 
     async def go() -> T:
-        async with SqliteStore(file) as opened:
+        async with open_store(settings, file) as opened:
             return await ask(opened)
 
     return asyncio.run(go())

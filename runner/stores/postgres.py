@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from types import TracebackType
@@ -100,15 +100,16 @@ class PostgresStore:
         """See `Store.bury`."""
         await self._with(lambda c: c.execute(_SQL["bury"], *rows.letter_values(letter)))
 
-    async def take(self, now: datetime, limit: int) -> Sequence[StoredRun]:
+    async def take(self, now: datetime, limit: int, *, handlers: Collection[str] | None = None) -> Sequence[StoredRun]:
         """See `Store.take`."""
+        wanted = None if handlers is None else list(handlers)
 
         async def take(connection: _Connection) -> list[StoredRun]:
             async with connection.transaction():
                 await connection.execute(_SQL["forget_dead_runners"])
-                taken = await connection.fetch(_SQL["take_due"], self._owner, rfc3339(now), limit)
+                taken = await connection.fetch(_SQL["take_due"], self._owner, rfc3339(now), limit, wanted)
                 left = limit - len(taken)
-                taken += await connection.fetch(_SQL["take_orphans"], self._owner, left) if left else []
+                taken += await connection.fetch(_SQL["take_orphans"], self._owner, left, wanted) if left else []
                 return await _whole(connection, [row["id"] for row in taken])
 
         return await self._with(take)
@@ -150,9 +151,9 @@ class PostgresStore:
         """See `StoreReader.run`. Raises NotFoundError if the beginning fits several."""
 
         async def find(connection: _Connection) -> StoredRun | None:
-            found = await _whole(connection, [run_id])
+            found = await _whole(connection, [_storable(run_id)])
             if not found:
-                near = await connection.fetch(_SQL["run_ids_like"], run_id)
+                near = await connection.fetch(_SQL["run_ids_like"], _storable(run_id))
                 if len(near) > 1:
                     raise NotFoundError(f'more than one run begins with "{run_id}"', hint="give more of its id")
                 found = await _whole(connection, [row["id"] for row in near])
@@ -221,20 +222,21 @@ class PostgresStore:
 
     async def _apply(self, connection: _Connection, changes: Sequence[Change]) -> list[bool | StoreError]:
         async with connection.transaction():
-            begun = await self._begin(connection, [c for c in changes if c.started is not None])
-            standing = [c for c in changes if c.started is None or c.run_id in begun]
+            begun = await self._begin(connection, changes)
+            standing = [c for c in changes if c.started is None or id(c) in begun]
             owned = await self._set_states(connection, [c for c in standing if _changes_state(c)])
             valid = [c for c in standing if not _changes_state(c) or c.run_id in owned]
             await self._append(connection, valid)
         return [_outcome(change, begun, owned) for change in changes]
 
-    async def _begin(self, connection: _Connection, changes: list[Change]) -> set[str]:
-        """The ids of the runs that this began; of a run that two changes begin, the first."""
-        unique = {c.run_id: rows.run_values(c.started, c.state) for c in reversed(changes) if c.started is not None}
-        if not unique:
+    async def _begin(self, connection: _Connection, changes: Sequence[Change]) -> set[int]:
+        """Which changes (by `id`) began their run; of two that begin the same one, the first."""
+        first = {c.run_id: c for c in reversed(changes) if c.started is not None}
+        values = [rows.run_values(c.started, c.state) for c in first.values() if c.started is not None]
+        if not values:
             return set()
-        columns = _columns(list(unique.values()))
-        return {row["id"] for row in await connection.fetch(_SQL["begin_runs"], *columns, self._owner)}
+        found = await connection.fetch(_SQL["begin_runs"], *_columns(values), self._owner)
+        return {id(first[row["id"]]) for row in found}
 
     async def _set_states(self, connection: _Connection, changes: list[Change]) -> set[str]:
         if not changes:
@@ -246,13 +248,9 @@ class PostgresStore:
         records = [values for c in changes for values in rows.record_values(c)]
         events = [rows.event_values(event) for c in changes for event in c.events]
         outgoing = [rows.outgoing_values(message) for c in changes for message in c.outgoing]
-        for name, values, width in (
-            ("add_records", records, 3),
-            ("add_events", events, 8),
-            ("add_outgoing", outgoing, 5),
-        ):
+        for name, values in (("add_records", records), ("add_events", events), ("add_outgoing", outgoing)):
             if values:
-                await connection.execute(_SQL[name], *_columns(values, width))
+                await connection.execute(_SQL[name], *_columns(values))
 
     # --- leases and migrations
 
@@ -314,8 +312,8 @@ def _changes_state(change: Change) -> bool:
     return change.started is None or change.due_at is not None or change.finished_at is not None
 
 
-def _outcome(change: Change, begun: set[str], owned: set[str]) -> bool | StoreError:
-    if change.started is not None and change.run_id not in begun:
+def _outcome(change: Change, begun: set[int], owned: set[str]) -> bool | StoreError:
+    if change.started is not None and id(change) not in begun:
         return False
     if _changes_state(change) and change.run_id not in owned:
         return StoreError(f"run {change.run_id} has been taken over by another runner: our lease had run out")
@@ -334,7 +332,12 @@ async def _whole(connection: _Connection, ids: list[str]) -> list[StoredRun]:
 
 def _columns(values: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """Rows, at least one → one list a column, as `unnest` wants them."""
-    return [list(column) for column in zip(*values, strict=True)]
+    return [[_storable(value) for value in column] for column in zip(*values, strict=True)]
+
+
+def _storable(value: Any) -> Any:
+    """PostgreSQL's text cannot hold a NUL; JSON text writes it as an escape, so that only plain columns lose it."""
+    return value.replace("\x00", "\ufffd") if isinstance(value, str) and "\x00" in value else value
 
 
 def _connect_fault(url: str, error: BaseException) -> StoreError:

@@ -54,8 +54,10 @@ DELETE FROM runners WHERE lease_until < now()
 -- name: take_due
 UPDATE runs SET owner = $1, due_at = NULL
 WHERE id IN (
-    SELECT id FROM runs WHERE due_at IS NOT NULL AND due_at <= $2 AND owner IS NULL
-    ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED
+    SELECT id FROM runs
+    WHERE due_at IS NOT NULL AND due_at <= $2 AND owner IS NULL AND finished_at IS NULL
+        AND ($4::text[] IS NULL OR handler = ANY ($4))
+    ORDER BY due_at, id LIMIT $3 FOR UPDATE SKIP LOCKED
 )
 RETURNING id
 
@@ -63,13 +65,14 @@ RETURNING id
 UPDATE runs SET owner = $1, crashes = crashes + 1
 WHERE id IN (
     SELECT id FROM runs
-    WHERE finished_at IS NULL AND owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners)
+    WHERE finished_at IS NULL AND owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners WHERE lease_until >= now())
+        AND ($3::text[] IS NULL OR handler = ANY ($3))
     LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 RETURNING id
 
 -- name: free_outbox
-UPDATE outbox SET owner = NULL WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners)
+UPDATE outbox SET owner = NULL WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners WHERE lease_until >= now())
 
 -- name: take_outbox  by status, never by "position > last": positions are committed out of order
 UPDATE outbox SET owner = $1
@@ -91,7 +94,7 @@ SELECT id, flow, handler, plan_hash, state, trigger, trace, data, started_at, fi
 FROM runs WHERE id = ANY ($1::text[])
 
 -- name: run_ids_like
-SELECT id FROM runs WHERE id >= $1 AND id < $1 || 'g' LIMIT 2
+SELECT id FROM runs WHERE id >= $1 AND id < $1 || chr(1114111) LIMIT 2
 
 -- name: records
 SELECT run_id, body FROM records WHERE run_id = ANY ($1::text[]) ORDER BY run_id, number

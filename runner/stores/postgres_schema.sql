@@ -7,7 +7,7 @@ CREATE TABLE runners (
 );
 
 CREATE TABLE runs (
-    id text PRIMARY KEY,  -- derived from handler, source and message id: the row is the inbox entry as well
+    id text COLLATE "C" PRIMARY KEY,  -- derived from handler, source and message id: the row is the inbox entry as well
     flow text NOT NULL,
     handler text NOT NULL,
     plan_hash text NOT NULL,
@@ -30,7 +30,7 @@ CREATE INDEX runs_due ON runs (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX runs_unfinished ON runs (owner, plan_hash) WHERE finished_at IS NULL;
 
 CREATE TABLE records (
-    run_id text NOT NULL,
+    run_id text COLLATE "C" NOT NULL,
     number integer NOT NULL,
     body text NOT NULL,
     PRIMARY KEY (run_id, number)

@@ -18,13 +18,13 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import msgspec
 
 from runner.errors import FlowrunError, NotFoundError, StoreError
 from runner.message import Meta, Outgoing, Properties
-from runner.ports import PlanStore, Store, StoreReader
+from runner.ports import AnyStore, StoreReader
 from runner.records import (
     AttemptFailed,
     Backlog,
@@ -48,14 +48,6 @@ TIMEOUT_S = 30.0
 START = datetime(2026, 11, 23, 5, 33, tzinfo=UTC)
 UNICODE = 'ß → 漢字 🎉 \x00 \u2028 "\\'
 _HOLDING = "import asyncio\nfrom runner.testing.store_contract import hold\nasyncio.run(hold(store))\n"
-
-
-class AnyStore(Store, StoreReader, PlanStore, Protocol):
-    """All that the engine and the commands ask of a store."""
-
-    async def __aenter__(self) -> AnyStore:
-        """See `Store`."""
-        ...
 
 
 def run_id(number: int) -> str:
@@ -203,6 +195,12 @@ class StoreContract:
         """The event log: global position, subject and version, by position. A store is open."""
         raise NotImplementedError
 
+    text: ClassVar[str] = UNICODE
+    """What a subject or a reason may be; a store that cannot hold a NUL gives one without."""
+
+    async def notice_death(self) -> None:
+        """Return once a process that has just died counts as dead, e.g. when its lease has run out."""
+
     has_processes: ClassVar[bool] = True
     """Other processes can open the same data; if not, `in_another_process` is never called."""
 
@@ -228,6 +226,7 @@ class StoreContract:
             finally:
                 process.kill()
                 await process.wait()
+            await self.notice_death()
             yield store
 
     # --- commits
@@ -258,6 +257,7 @@ class StoreContract:
             await store.commit(begin(1))
             await store.commit(go_on(1, RunState.WAITING, due_at=at(60)))
             waiting = await store.run(run_id(1))
+            await store.take(START + timedelta(seconds=60), 10)
             await store.commit(go_on(1, RunState.FAILED, finished_at=at(70), error=_ERROR))
             failed = await store.run(run_id(1))
         assert waiting is not None
@@ -358,7 +358,7 @@ class StoreContract:
     async def test_versions_count_within_a_subject_and_positions_over_all(self) -> None:
         async with self.store() as one, self.store() as two:
             await one.commit(begin(1, events=(event(1, "a"), event(2, "b"), event(3, "a"))))
-            await two.commit(begin(2, events=(event(4, None), event(5, "a"), event(6, None), event(7, UNICODE))))
+            await two.commit(begin(2, events=(event(4, None), event(5, "a"), event(6, None), event(7, self.text))))
             log = await self.events()
         assert [entry[1:] for entry in log] == [
             ("a", 1),
@@ -367,7 +367,7 @@ class StoreContract:
             (None, None),
             ("a", 3),
             (None, None),
-            (UNICODE, 1),
+            (self.text, 1),
         ]
         positions = [position for position, *_ in log]
         assert positions == sorted(set(positions))
@@ -506,14 +506,14 @@ class StoreContract:
         async with self.store() as store:
             await store.commit(begin(1, outgoing=(outgoing(1), outgoing(2), outgoing(3))))
             one, two, three = await store.outbox(10)
-            await store.sent({one.position: "unroutable", two.position: None, three.position: UNICODE})
+            await store.sent({one.position: "unroutable", two.position: None, three.position: self.text})
             assert await store.outbox(10) == []
             await store.commit(begin(2, outgoing=(outgoing(4),)))
             assert (await store.backlog()).refused == 2
             refused = await store.outbox(10, refused=True)
             assert [(row.outgoing, row.reason) for row in refused] == [
                 (outgoing(1), "unroutable"),
-                (outgoing(3), UNICODE),
+                (outgoing(3), self.text),
                 (outgoing(4), None),
             ]
             await store.sent({row.position: None for row in refused})
@@ -593,7 +593,7 @@ class StoreContract:
                 run = await store.run(beginning)
                 assert run is not None
                 assert run.started.run_id == run_id(0xABCD0000)
-            for beginning in ("abcf", "b", run_id(0xABCD0000) + "0", "%", "_bcd", UNICODE):
+            for beginning in ("abcf", "b", run_id(0xABCD0000) + "0", "%", "_bcd", self.text):
                 assert await store.run(beginning) is None
             for beginning in ("abc", "a", ""):
                 await _error_of(NotFoundError, store.run(beginning))
@@ -644,6 +644,7 @@ class StoreContract:
             await store.commit(begin(3, begun={"plan": "plan-2"}, state=RunState.WAITING, due_at=at(60)))
             await store.commit(begin(4, begun={"plan": "plan-3"}, state=RunState.COMPLETED, finished_at=at(5)))
             assert await store.unfinished_plans() == {name: plans[name] for name in ("plan-1", "plan-2")}
+            await store.take(START + timedelta(seconds=60), 10)
             await store.commit(go_on(3, RunState.COMPLETED, finished_at=at(61)))
             assert set(await store.unfinished_plans()) == {"plan-1"}
 

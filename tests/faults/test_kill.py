@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,19 @@ ALICE, BOB, CAROL = "alice", "bob", "carol"
 START_BALANCE, START_STOCK = 100_000_000, 100_000
 
 
-@pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
-    broker = "embedded:" if request.param == "embedded" else request.getfixturevalue("rabbit_url")
+@pytest.fixture(
+    params=[
+        "embedded",
+        pytest.param("rabbitmq", marks=pytest.mark.rabbitmq),
+        pytest.param("rabbitmq and postgres", marks=[pytest.mark.rabbitmq, pytest.mark.postgres]),
+    ]
+)
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
+    broker = request.getfixturevalue("rabbit_url") if "rabbitmq" in request.param else "embedded:"
+    store = request.getfixturevalue("postgres_url") if "postgres" in request.param else None
     (tmp_path / "data").mkdir()
-    return Shop(tmp_path, broker)
+    with Shop(tmp_path, broker, store=store) as shop:
+        yield shop
 
 
 def write_orders(path: Path) -> dict[str, int]:
