@@ -73,7 +73,7 @@ class Store(AbstractAsyncContextManager["Store"], Protocol):
         ...
 
     async def bury(self, letter: DeadLetter) -> None:
-        """Make a dead letter durable; the same id once."""
+        """Make a dead letter durable; of the same id there is one, as it came last."""
         ...
 
     async def take(self, now: datetime, limit: int, *, handlers: Collection[str] | None = None) -> Sequence[StoredRun]:
@@ -104,16 +104,30 @@ class StoreReader(Protocol):
         """A run whole, by its id or an unambiguous beginning of it."""
         ...
 
-    async def dead_letters(self, *, limit: int) -> Sequence[DeadLetter]:
-        """Dead letters, newest first."""
-        ...
-
     async def known(self, run_id: str) -> bool:
         """Whether that run stands."""
         ...
 
     async def backlog(self) -> Backlog:
         """What is left to do."""
+        ...
+
+
+class DeadLetterStore(Protocol):
+    """The messages that could not begin a run."""
+
+    async def dead_letters(
+        self, *, limit: int, reason: str | None = None, handler: str | None = None
+    ) -> Sequence[DeadLetter]:
+        """Dead letters, newest first."""
+        ...
+
+    async def dead_letter(self, ident: str) -> DeadLetter | None:
+        """One, by its id or an unambiguous beginning of it. Raises NotFoundError if that fits several."""
+        ...
+
+    async def drop(self, letters: Sequence[DeadLetter]) -> None:
+        """Forget them, for good; one that has come again since stays."""
         ...
 
 
@@ -129,7 +143,7 @@ class PlanStore(Protocol):
         ...
 
 
-class AnyStore(Store, StoreReader, PlanStore, Protocol):
+class AnyStore(Store, StoreReader, DeadLetterStore, PlanStore, Protocol):
     """All that the engine and the commands ask of a store."""
 
     async def __aenter__(self) -> AnyStore:

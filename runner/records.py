@@ -158,6 +158,9 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, Any]
     exchange: str
     routing_key: str
+    content_type: str | None = None
+    app_id: str | None = None
+    correlation_id: str | None = None
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from runner import __version__
 from runner.errors import FlowrunError
 
 COMMANDS = {
+    "dlq": "Dead letters: messages that could not begin a run.",
     "emit": "Publish an event.",
     "init": "Make a new project.",
     "plan": "Show the broker objects and programs that the flow files declare.",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import click
 import msgspec
 
 from runner.lang.report import printable
+from runner.records import Error
 
 _COLOURS = {
     "completed": "green",
@@ -54,6 +56,11 @@ def echo(text: str, *, err: bool = False) -> None:
 def json_value(value: object) -> str:
     """A value as one indented JSON text."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def error_json(error: Error | None) -> dict[str, Any] | None:
+    """An error as `--json` shows it."""
+    return msgspec.structs.asdict(error) if error is not None else None
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, states: str = "STATE") -> Iterable[str]:

@@ -15,7 +15,6 @@ from runner.cli import options, output, story
 from runner.errors import NotFoundError
 from runner.ports import AnyStore
 from runner.records import (
-    Error,
     RunState,
     RunSummary,
     StepFinished,
@@ -98,12 +97,7 @@ def _with_store(root: Path, store: str | None, ask: Callable[[AnyStore], Awaitab
 
 
 def _summary_json(run: RunSummary) -> dict[str, Any]:
-    return {**msgspec.structs.asdict(run), "error": error_json(run.error)}
-
-
-def error_json(error: Error | None) -> dict[str, Any] | None:
-    """An error as `--json` shows it."""
-    return msgspec.structs.asdict(error) if error is not None else None
+    return {**msgspec.structs.asdict(run), "error": output.error_json(run.error)}
 
 
 def _run_json(run: StoredRun) -> dict[str, Any]:
@@ -117,7 +111,7 @@ def _run_json(run: StoredRun) -> dict[str, Any]:
         "trigger": {"id": meta.id, "type": meta.type, "source": meta.source, "subject": meta.subject},
         "started_at": started.started_at,
         "finished_at": run.finished_at,
-        "error": error_json(run.error),
+        "error": output.error_json(run.error),
         "steps": [_step_json(r) for r in run.records if isinstance(r, StepFinished)],
         "compensations": [_step_json(r) for r in run.records if isinstance(r, UndoFinished)],
     }
@@ -132,5 +126,5 @@ def _step_json(record: StepFinished | UndoFinished) -> dict[str, Any]:
         "started_at": record.started_at,
         "finished_at": record.finished_at,
         "output": record.output,
-        "error": error_json(record.error),
+        "error": output.error_json(record.error),
     }

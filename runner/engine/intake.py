@@ -15,6 +15,8 @@ from runner.message import (
     MAX_BODY_BYTES,
     Delivery,
     Message,
+    Outgoing,
+    Properties,
     claimed_type,
     decode_json,
     identity,
@@ -82,6 +84,30 @@ def dead_letter(program: Program, delivery: Delivery, fault: EnvelopeError, now:
         headers={key: _plain(value) for key, value in delivery.properties.headers.items()},
         exchange=delivery.exchange,
         routing_key=delivery.routing_key,
+        content_type=delivery.properties.content_type,
+        app_id=delivery.properties.app_id,
+        correlation_id=delivery.properties.correlation_id,
+    )
+
+
+def second_chance(letter: DeadLetter, project: str) -> Outgoing:
+    """A dead letter as a message to its own handler's queue, and to no other subscriber.
+
+    It keeps its id, or gets the letter's: if it is sent twice, it is one message all the same.
+    """
+    return Outgoing(
+        exchange="",
+        routing_key=f"{project}.{letter.handler}",
+        body=letter.body,
+        properties=Properties(
+            message_id=letter.message_id or letter.id,
+            type=letter.type,
+            app_id=letter.app_id,
+            content_type=letter.content_type,
+            correlation_id=letter.correlation_id,
+            headers=letter.headers,
+        ),
+        mandatory=True,
     )
 
 

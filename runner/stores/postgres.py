@@ -165,15 +165,30 @@ class PostgresStore:
         """See `StoreReader.known`."""
         return await self._with(lambda c: c.fetchval(_SQL["known"], run_id)) is not None
 
-    async def dead_letters(self, *, limit: int) -> Sequence[DeadLetter]:
-        """See `StoreReader.dead_letters`."""
-        return [rows.dead_letter(row) for row in await self._with(lambda c: c.fetch(_SQL["dead_letters"], limit))]
-
     async def backlog(self) -> Backlog:
         """See `StoreReader.backlog`."""
         row = await self._with(lambda c: c.fetchrow(_SQL["backlog"]))
         assert row is not None
         return Backlog(runs=row[0], outbox=row[1], refused=row[2], dead_letters=row[3])
+
+    # --- DeadLetterStore
+
+    async def dead_letters(
+        self, *, limit: int, reason: str | None = None, handler: str | None = None
+    ) -> Sequence[DeadLetter]:
+        """See `DeadLetterStore.dead_letters`."""
+        found = await self._with(lambda c: c.fetch(_SQL["dead_letters"], reason, handler, limit))
+        return [rows.dead_letter(row) for row in found]
+
+    async def dead_letter(self, ident: str) -> DeadLetter | None:
+        """See `DeadLetterStore.dead_letter`."""
+        found = await self._with(lambda c: c.fetch(_SQL["dead_letters_like"], _storable(ident)))
+        return rows.the_letter(found, ident)
+
+    async def drop(self, letters: Sequence[DeadLetter]) -> None:
+        """See `DeadLetterStore.drop`."""
+        ids, times = [letter.id for letter in letters], [letter.received_at for letter in letters]
+        await self._with(lambda c: c.execute(_SQL["drop_letters"], ids, times))
 
     # --- PlanStore
 

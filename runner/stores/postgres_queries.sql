@@ -45,8 +45,10 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::boolean[])
     WITH ORDINALITY AS u (exchange, routing_key, properties, body, mandatory, place)
 ORDER BY u.place
 
--- name: bury
-INSERT INTO dead_letters (id, letter, body) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING
+-- name: bury  one that came again stands as it came last
+INSERT INTO dead_letters (id, reason, handler, received_at, letter, body) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (id) DO UPDATE
+SET received_at = excluded.received_at, letter = excluded.letter, body = excluded.body
 
 -- name: forget_dead_runners
 DELETE FROM runners WHERE lease_until < now()
@@ -108,7 +110,16 @@ WHERE ($1::text IS NULL OR state = $1) AND ($2::text IS NULL OR handler = $2)
 ORDER BY started_at DESC, id DESC LIMIT $3
 
 -- name: dead_letters
-SELECT letter, body FROM dead_letters ORDER BY position DESC LIMIT $1
+SELECT letter, body FROM dead_letters
+WHERE ($1::text IS NULL OR reason = $1) AND ($2::text IS NULL OR handler = $2)
+ORDER BY position DESC LIMIT $3
+
+-- name: dead_letters_like
+SELECT letter, body FROM dead_letters WHERE id >= $1 AND id < $1 || chr(1114111) ORDER BY id LIMIT 2
+
+-- name: drop_letters  but not those that have come again since
+DELETE FROM dead_letters
+WHERE (id, received_at) IN (SELECT * FROM unnest($1::text[], $2::text[]))
 
 -- name: backlog
 SELECT

@@ -64,7 +64,10 @@ CREATE TABLE outbox (
 
 CREATE TABLE dead_letters (
     position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    id text NOT NULL UNIQUE,
+    id text COLLATE "C" NOT NULL UNIQUE,
+    reason text NOT NULL,
+    handler text NOT NULL,
+    received_at text NOT NULL,
     letter text NOT NULL,
     body bytea NOT NULL
 );

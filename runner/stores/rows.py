@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from runner.errors import NotFoundError
 from runner.message import Meta, Outgoing, Properties
 from runner.records import (
     Change,
@@ -70,15 +71,24 @@ def outgoing_values(message: Outgoing) -> tuple[Any, ...]:
     return message.exchange, message.routing_key, text(message.properties), message.body, message.mandatory
 
 
-def letter_values(letter: DeadLetter) -> tuple[str, str, bytes]:
-    """id, letter (without its body), body."""
-    return letter.id, text(msgspec.structs.replace(letter, body=b"")), letter.body
+def letter_values(letter: DeadLetter) -> tuple[str, str, str, str, str, bytes]:
+    """id, reason, handler, received_at, letter (without its body), body."""
+    described = text(msgspec.structs.replace(letter, body=b""))
+    return letter.id, letter.reason, letter.handler, letter.received_at, described, letter.body
 
 
 def dead_letter(row: Sequence[Any]) -> DeadLetter:
     """Of letter, body."""
     letter, body = row
     return msgspec.structs.replace(_letter(letter), body=bytes(body))
+
+
+def the_letter(found: Sequence[Sequence[Any]], ident: str) -> DeadLetter | None:
+    """The dead letter that an id, or the beginning of one, stands for. Raises NotFoundError if it fits several."""
+    letters = [dead_letter(row) for row in found]
+    if len(letters) > 1 and letters[0].id != ident:
+        raise NotFoundError(f'more than one dead letter begins with "{ident}"', hint="give more of its id")
+    return letters[0] if letters else None
 
 
 def outbox_row(row: Sequence[Any]) -> OutboxRow:

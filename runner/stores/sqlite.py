@@ -88,11 +88,6 @@ class SqliteStore:
         """See `StoreReader.run`. Raises NotFoundError if the beginning fits several."""
         return await self._file.read(lambda c: _find(c, run_id))
 
-    async def dead_letters(self, *, limit: int) -> Sequence[DeadLetter]:
-        """See `StoreReader.dead_letters`."""
-        found = await self._file.read(lambda c: c.execute(_SQL["dead_letters"], (limit,)).fetchall())
-        return [rows.dead_letter(row) for row in found]
-
     async def known(self, run_id: str) -> bool:
         """See `StoreReader.known`."""
         row = await self._file.read(lambda c: c.execute(_SQL["known"], (run_id,)).fetchone())
@@ -102,6 +97,26 @@ class SqliteStore:
         """See `StoreReader.backlog`."""
         runs, outbox, refused, dead = await self._file.read(lambda c: c.execute(_SQL["backlog"]).fetchone())
         return Backlog(runs=runs, outbox=outbox, refused=refused, dead_letters=dead)
+
+    # --- DeadLetterStore
+
+    async def dead_letters(
+        self, *, limit: int, reason: str | None = None, handler: str | None = None
+    ) -> Sequence[DeadLetter]:
+        """See `DeadLetterStore.dead_letters`."""
+        values = (reason, handler, limit)
+        found = await self._file.read(lambda c: c.execute(_SQL["dead_letters"], values).fetchall())
+        return [rows.dead_letter(row) for row in found]
+
+    async def dead_letter(self, ident: str) -> DeadLetter | None:
+        """See `DeadLetterStore.dead_letter`."""
+        found = await self._file.read(lambda c: c.execute(_SQL["dead_letters_like"], (ident,)).fetchall())
+        return rows.the_letter(found, ident)
+
+    async def drop(self, letters: Sequence[DeadLetter]) -> None:
+        """See `DeadLetterStore.drop`."""
+        values = [(letter.id, letter.received_at) for letter in letters]
+        await self._file.write(lambda c: c.executemany(_SQL["drop_letter"], values))
 
     # --- PlanStore
 

@@ -21,8 +21,10 @@ VALUES (
 -- name: add_outgoing
 INSERT INTO outbox (exchange, routing_key, properties, body, mandatory) VALUES (?, ?, ?, ?, ?)
 
--- name: bury
-INSERT INTO dead_letters (id, letter, body) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING
+-- name: bury  one that came again stands as it came last
+INSERT INTO dead_letters (id, reason, handler, received_at, letter, body) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE
+SET received_at = excluded.received_at, letter = excluded.letter, body = excluded.body
 
 -- name: due  runs whose time has come
 SELECT id FROM runs
@@ -82,7 +84,15 @@ WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR handler = ?2)
 ORDER BY started_at DESC, id DESC LIMIT ?3
 
 -- name: dead_letters
-SELECT letter, body FROM dead_letters ORDER BY position DESC LIMIT ?
+SELECT letter, body FROM dead_letters
+WHERE (?1 IS NULL OR reason = ?1) AND (?2 IS NULL OR handler = ?2)
+ORDER BY position DESC LIMIT ?3
+
+-- name: dead_letters_like
+SELECT letter, body FROM dead_letters WHERE id = ?1 OR (id > ?1 AND id < ?1 || char(0x10FFFF)) ORDER BY id LIMIT 2
+
+-- name: drop_letter  but not if it has come again since
+DELETE FROM dead_letters WHERE id = ? AND received_at = ?
 
 -- name: backlog
 SELECT

@@ -59,6 +59,9 @@ CREATE TABLE outbox (
 CREATE TABLE dead_letters (
     position INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
+    reason TEXT NOT NULL,
+    handler TEXT NOT NULL,
+    received_at TEXT NOT NULL,
     letter TEXT NOT NULL,
     body BLOB NOT NULL
 );

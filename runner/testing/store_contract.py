@@ -549,12 +549,35 @@ class StoreContract:
             assert await store.dead_letters(limit=10) == buried[::-1]
             assert await store.dead_letters(limit=2) == buried[:0:-1]
 
-    async def test_a_dead_letter_is_buried_once(self) -> None:
+    async def test_of_a_dead_letter_that_comes_again_there_is_one_as_it_came_last(self) -> None:
         async with self.store() as store:
             await store.bury(letter(1))
-            await asyncio.gather(*(store.bury(letter(1, body=b"other")) for _ in range(5)))
-            assert await store.dead_letters(limit=10) == [letter(1)]
+            again = letter(1, body=b"other", received_at=at(5))
+            await asyncio.gather(*(store.bury(again) for _ in range(5)))
+            assert await store.dead_letters(limit=10) == [again]
             assert (await store.backlog()).dead_letters == 1
+
+    async def test_dead_letters_are_found_by_reason_by_handler_and_by_the_beginning_of_an_id(self) -> None:
+        one, two = letter(1, reason="invalid_json"), letter(2, reason="too_large", handler="mail.send")
+        async with self.store() as store:
+            await store.bury(one)
+            await store.bury(two)
+            assert await store.dead_letters(limit=10, reason="too_large") == [two]
+            assert await store.dead_letters(limit=10, handler=one.handler) == [one]
+            assert await store.dead_letters(limit=10, handler=one.handler, reason="too_large") == []
+            assert await store.dead_letter(one.id) == one
+            assert await store.dead_letter(two.id[:-1] + "2") == two
+            assert await store.dead_letter("nothing") is None
+            await _error_of(NotFoundError, store.dead_letter(""))
+
+    async def test_a_dropped_dead_letter_is_gone_unless_it_has_come_again_since(self) -> None:
+        again = letter(1, received_at=at(5))
+        async with self.store() as store:
+            await store.bury(letter(1))
+            await store.bury(letter(2))
+            await store.bury(again)
+            await store.drop([letter(1), letter(2)])
+            assert await store.dead_letters(limit=10) == [again]
 
     # --- reading
 

@@ -56,8 +56,9 @@ class TestPostgresStore(StoreContract):
             await connection.close()
 
     async def test_a_runner_whose_lease_ran_out_writes_nothing_more_to_a_run_that_another_took(self) -> None:
-        async with PostgresStore(self.url, "shop-1", lease_s=0) as late:
+        async with self.store() as late:
             await late.commit(begin(1))
+            await self.sql("DELETE FROM runners")
             async with self.store() as other:
                 taken = await other.take(START, 10)
                 assert [run.crashes for run in taken] == [1]

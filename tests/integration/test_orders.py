@@ -123,6 +123,54 @@ def test_what_cannot_begin_a_run_is_kept_and_harms_nothing_else(shop: Shop, chan
     assert statuses(shop) == {"fine": "confirmed"}
 
 
+def test_dead_letters_are_shown_retried_and_dropped(shop: Shop, channel: Any) -> None:
+    shop.run("start", "--until-idle")
+    channel.queue_bind("shop.orders.place", "shop.events", "order.unheard")
+    publish(
+        channel, json.dumps(order("mended")).encode(), key="order.unheard", type="order.requested", message_id="d-2"
+    )
+    publish(channel, json.dumps(order("never")).encode(), key="order.unheard", message_id="d-3")
+    publish(channel, b"nonsense", message_id="d-4")
+    shop.run("start", "--until-idle")
+    assert statuses(shop) == {"mended": "confirmed"}, "the AMQP type names the event where the routing key does not"
+
+    listed = shop.run("dlq", "list").stdout
+    assert "1      unknown_event  orders.place" in listed
+    letters = {letter["message_id"]: letter for letter in shop.json("dlq", "list")}
+    assert letters["d-4"]["reason"] == "invalid_json"
+    assert letters["d-4"]["body"] == "nonsense"
+    assert "nonsense" in shop.run("dlq", "show", letters["d-4"]["id"][:8]).stdout
+
+    assert shop.run("dlq", "retry", "--all", "--dry-run").stdout == "would retry 2 dead letters\n"
+    assert shop.run("dlq", "retry", "--reason", "invalid_json").stdout == "retried 1 dead letter\n"
+    assert [letter["message_id"] for letter in shop.json("dlq", "list")] == ["d-3"]
+    shop.run("start", "--until-idle")
+    assert {letter["message_id"] for letter in shop.json("dlq", "list")} == {"d-3", "d-4"}, "it failed again"
+
+    assert shop.run("dlq", "drop", letters["d-3"]["id"], input="n\n", check=False).returncode != 0
+    assert shop.run("dlq", "drop", "--all", "--yes").stdout == "dropped 2 dead letters\n"
+    assert shop.json("dlq", "list") == []
+    assert shop.run("dlq", "retry", check=False).returncode == 2
+
+
+def test_a_dead_letter_that_is_mended_runs_at_its_own_handler_only(shop: Shop, channel: Any) -> None:
+    shop.run("start", "--until-idle")
+    publish(channel, json.dumps(order("again")).encode(), message_id="m-1")
+    shop.run("start", "--until-idle")
+    confirmed = json.dumps({"order_id": "again", "number": 1, "email": "alice@example.com"}).encode()
+    publish(channel, confirmed + b" oops", key="order.confirmed", message_id="c-1")
+    shop.run("start", "--until-idle")
+    [letter] = shop.json("dlq", "list")
+    assert letter["handler"] == "orders.tell_customer"
+    before = len(shop.json("runs", "list", "--limit", "100"))
+
+    shop.run("dlq", "retry", letter["id"])
+    shop.run("start", "--until-idle")
+
+    assert len(shop.json("runs", "list", "--limit", "100")) == before
+    assert [again["id"] for again in shop.json("dlq", "list")] == [letter["id"]]
+
+
 def test_published_events_are_cloudevents_for_others(shop: Shop, channel: Any) -> None:
     shop.run("start", "--until-idle")
     channel.queue_declare("audit")
