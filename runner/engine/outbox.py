@@ -84,6 +84,9 @@ class Outbox:
         except StoreError as error:
             _log.error("%s", error)
             return False
+        except Exception:  # whatever it is, later messages must leave
+            _log.exception("internal error, please report it")
+            return False
         return True
 
 

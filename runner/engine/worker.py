@@ -191,12 +191,26 @@ class Worker:
         if started is None:
             self.counts.passed_over += 1
             await self._settle(delivery)
-        elif await self._stands(started.run_id):
-            self.counts.duplicates += 1
-            await self._settle(delivery)
         else:
+            await self._begin_once(program, delivery, started)
+
+    async def _begin_once(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
+        """Begin the run, unless it stands already; while another delivery of the message begins it, wait."""
+        while (other := self._beginning.get(started.run_id)) is not None:
+            await other.over.wait()
+        beginning = self._beginning[started.run_id] = _Beginning(delivery)
+        try:
+            if await self._reader.known(started.run_id):
+                raise NotOurs
             self._mind_the_id(program, delivery)
             await self._begin(program, delivery, started)
+        except NotOurs:
+            self.counts.duplicates += 1
+            await self._settle(delivery)
+        finally:
+            beginning.over.set()
+            if self._beginning.get(started.run_id) is beginning:
+                del self._beginning[started.run_id]
 
     def _mind_the_id(self, program: Program, delivery: Delivery) -> None:
         if program.name not in self._nameless and identity(delivery)[0] is None:
@@ -206,26 +220,12 @@ class Worker:
                 program.name,
             )
 
-    async def _stands(self, run_id: str) -> bool:
-        """Whether the message has its run already; one that is just beginning is waited for."""
-        while (beginning := self._beginning.get(run_id)) is not None:
-            await beginning.over.wait()
-        return await self._reader.known(run_id)
-
     async def _begin(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
         run = self._make(self._plan, program, started)
-        beginning = self._beginning[run.id] = _Beginning(delivery)
-        try:
-            if delivery.redelivered:
-                # It may have crashed a process: own it first, so that the next crash is counted.
-                await run.commit()
-            await self._execute(run)
-        except NotOurs:
-            self.counts.duplicates += 1
-            await self._settle(delivery)
-        finally:
-            beginning.over.set()
-            self._beginning.pop(run.id, None)
+        # A redelivered message may have crashed a process: own it first, so that the next crash is counted.
+        if delivery.redelivered and not await run.commit():
+            raise NotOurs
+        await self._execute(run)
 
     async def _settle(self, delivery: Delivery, *, accept: bool = True) -> None:
         try:
@@ -296,6 +296,8 @@ class Worker:
                         self._spawn(self._resume_in_lane(stored))
             except StoreError as error:
                 _log.error("%s", error)
+            except Exception:  # whatever it is, later runs must be taken up
+                _log.exception("internal error, please report it")
             try:
                 async with asyncio.timeout(POLL_S):
                     await self._due.wait()
