@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,9 +108,12 @@ class App:
                 draining=draining,
             )
 
+        async def load_older() -> Mapping[str, Plan]:
+            return self._older_plans(await self.store.unfinished_plans(), plan, registry)
+
         return Worker(
             plan=plan,
-            older=self._older_plans(await self.store.unfinished_plans(), plan, registry),
+            load_older=load_older,
             programs=programs,
             only_these=len(programs) < len(plan.programs),
             transport=self.transport,
@@ -188,13 +191,14 @@ def read_env(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def read_secrets(names: tuple[str, ...]) -> dict[str, str]:
-    """Secrets: the variable `X`, or the file that `X_FILE` names; those that are there."""
+    """Secrets: the variable `X`, or the file that `X_FILE` names; those that are there and can be read."""
     found = {}
     for name in names:
         value = os.environ.get(name)
         path = os.environ.get(f"{name}_FILE")
-        if value is None and path is not None and Path(path).is_file():
-            value = Path(path).read_text().rstrip("\n")
+        if value is None and path is not None:
+            with suppress(OSError, UnicodeDecodeError):
+                value = Path(path).read_text().rstrip("\n")
         if value is not None:
             found[name] = value
     return found
@@ -210,7 +214,9 @@ def check_environment(programs: Iterable[Program]) -> None:
                 missing.setdefault(name, f"{name} ({program.flow})")
         for name in program.secrets:
             if name not in have:
-                missing.setdefault(name, f"{name} or {name}_FILE ({program.flow})")
+                unreadable = os.environ.get(f"{name}_FILE")
+                what = f"{name}_FILE={unreadable}, which cannot be read" if unreadable else f"{name} or {name}_FILE"
+                missing.setdefault(name, f"{what} ({program.flow})")
     if missing:
         raise SettingsError(f"not set: {', '.join(missing.values())}", hint="the flows say so under uses:")
 

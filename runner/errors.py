@@ -47,6 +47,10 @@ class StoreError(FlowrunError):
     exit_code = 69
 
 
+class OwnershipError(StoreError):
+    """The run is not ours any more: our lease had run out, and another runner has taken it over."""
+
+
 class TransportError(FlowrunError):
     """The broker cannot be reached, or refused what was asked."""
 

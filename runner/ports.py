@@ -108,8 +108,8 @@ class StoreReader(Protocol):
         """Whether that run stands."""
         ...
 
-    async def backlog(self) -> Backlog:
-        """What is left to do."""
+    async def backlog(self, *, handlers: Collection[str] | None = None) -> Backlog:
+        """What is left to do; with `handlers`, only their runs are counted."""
         ...
 
 

@@ -13,6 +13,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -192,8 +193,9 @@ class SqliteFile:
             done = [self._in_savepoint(connection, job) for job in writes]
             connection.execute("COMMIT")
         except sqlite3.Error as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            with suppress(sqlite3.Error):  # a disk that fails may fail this too; the next transaction will say so
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
             fault = self._fault(error)
             return [(job.future, None, fault) for job in writes]
         return done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,6 @@ from runner.engine.history import History
 from runner.expressions import Scope
 from runner.message import Outgoing, decode_json
 from runner.plan import Plan, Program
-from runner.ports import Store
 from runner.records import (
     BranchTaken,
     Change,
@@ -63,7 +62,7 @@ class Run:
         plan: Plan,
         program: Program,
         started: RunStarted,
-        store: Store,
+        commit: Callable[[Change], Awaitable[bool]],
         on_commit: Callable[[Change], None],
         env: Mapping[str, str],
         secrets: Mapping[str, str],
@@ -77,7 +76,7 @@ class Run:
         self.read_clock = False
         """Some expression saw a time that a crash before the next commit would change."""
         self.state = RunState.RUNNING
-        self._store = store
+        self._commit_change = commit
         self._on_commit = on_commit
         self._committed = 0
         self._records: list[Record] = []
@@ -171,7 +170,7 @@ class Run:
             finished_at=None if finished_at is None else rfc3339(finished_at),
             error=error,
         )
-        if not await self._store.commit(change):
+        if not await self._commit_change(change):
             return False
         self._committed += len(self._records)
         self._records, self._events, self._outgoing = [], [], []

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from runner.engine import intake
 from runner.engine.executor import Executor, NotOurs
 from runner.engine.outbox import Outbox
 from runner.engine.run import Run
-from runner.errors import EnvelopeError, StoreError, TransportError
+from runner.errors import EnvelopeError, OwnershipError, StoreError, TransportError
 from runner.message import Delivery, identity
 from runner.plan import Plan, Program
 from runner.ports import Clock, Store, StoreReader, Transport
-from runner.records import Change, RunStarted, StoredRun
-from runner.times import parse_time
+from runner.records import Change, RunStarted, RunState, StoredRun
+from runner.times import parse_time, rfc3339
 
 POLL_S = 1.0
+PUT_DOWN_S = 60.0
 TAKE = 200
 TIMER_S = 60.0
 PAUSE_S = 1.0
@@ -69,7 +70,8 @@ class _Beginning:
 
 
 class Worker:
-    """Runs the programs of a plan. `older` are plans of before, for runs that began with them, by hash.
+    """Runs the programs of a plan. `load_older` gives the plans of before that unfinished runs
+    began with, by hash.
 
     With `only_these`, runs of other handlers are left to other processes.
     """
@@ -78,7 +80,7 @@ class Worker:
         self,
         *,
         plan: Plan,
-        older: Mapping[str, Plan],
+        load_older: Callable[[], Awaitable[Mapping[str, Plan]]],
         programs: tuple[Program, ...],
         only_these: bool,
         transport: Transport,
@@ -91,7 +93,9 @@ class Worker:
     ) -> None:
         self.counts = Counts()
         self._plan = plan
-        self._older = older
+        self._load_older = load_older
+        self._older: Mapping[str, Plan] = {}
+        self._resuming = 0
         self._transport = transport
         self._store = store
         self._reader = reader
@@ -119,9 +123,12 @@ class Worker:
     async def is_idle(self) -> bool:
         """Nothing is being done, and nothing waits to be done."""
         queues = [lane.program.queue for lane in self._lanes.values() if lane.program.routes]
-        if self._tasks or await self._transport.depth(queues):
-            return False
-        backlog = await self._reader.backlog()
+        try:
+            if self._tasks or await self._transport.depth(queues):
+                return False
+            backlog = await self._reader.backlog(handlers=self._handlers)
+        except (StoreError, TransportError):
+            return False  # nobody can tell
         return not (self._tasks or backlog.runs or backlog.outbox)
 
     async def drain(self, grace_s: float) -> bool:
@@ -140,7 +147,8 @@ class Worker:
         except TimeoutError:
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._tasks:
+                await asyncio.wait(set(self._tasks), timeout=PAUSE_S)  # one that will not be cancelled is left
             return False
         return True
 
@@ -171,28 +179,33 @@ class Worker:
                 await self._serve_one(lane.program, delivery)
             except StoreError as error:
                 _log.error("%s; the message goes back to its queue", error)
-            except Exception:
-                _log.exception("internal error, please report it; the message goes back to its queue")
-            else:
-                return
-            await asyncio.sleep(PAUSE_S)
-            await self._settle(delivery, accept=False)
+                await asyncio.sleep(PAUSE_S)
+                await self._settle(delivery, accept=False)
+            except Exception as error:
+                _log.exception("internal error, please report it; the message is a dead letter")
+                fault = EnvelopeError("internal", f"{type(error).__name__}: {error}")
+                await self._bury(lane.program, delivery, fault)
 
     async def _serve_one(self, program: Program, delivery: Delivery) -> None:
         now = self._clock.now()
         try:
             started = intake.read(self._plan, program, delivery, now, self._environment.env(program.env))
         except EnvelopeError as fault:
-            await self._store.bury(intake.dead_letter(program, delivery, fault, now))
-            self.counts.dead_letters += 1
-            _log.warning("%s: dead letter %s: %s", program.name, fault.reason, fault)
-            await self._settle(delivery)
+            await self._bury(program, delivery, fault)
             return
         if started is None:
             self.counts.passed_over += 1
             await self._settle(delivery)
         else:
             await self._begin_once(program, delivery, started)
+
+    async def _bury(self, program: Program, delivery: Delivery, fault: EnvelopeError) -> None:
+        letter = intake.dead_letter(program, delivery, fault, self._clock.now())
+        await self._store.bury(letter)
+        self.counts.dead_letters += 1
+        name = f"{program.name}: {letter.routing_key} {letter.message_id or '(no id)'}"
+        _log.warning("%s is a dead letter, %s: %s", name, fault.reason, fault)
+        await self._settle(delivery)
 
     async def _begin_once(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
         """Begin the run, unless it stands already; while another delivery of the message begins it, wait."""
@@ -228,10 +241,15 @@ class Worker:
         await self._execute(run)
 
     async def _settle(self, delivery: Delivery, *, accept: bool = True) -> None:
-        try:
-            await self._transport.settle([delivery], accept=accept)
-        except (TransportError, StoreError) as error:
-            _log.warning("a message could not be settled, it will come again: %s", error)
+        """Until it is done: a delivery that stays unsettled would keep its place in the prefetch for ever."""
+        while True:
+            try:
+                await self._transport.settle([delivery], accept=accept)
+            except (TransportError, StoreError) as error:
+                _log.warning("a message could not be settled: %s; trying again", error)
+                await asyncio.sleep(PAUSE_S)
+            else:
+                return
 
     # --- runs
 
@@ -245,7 +263,7 @@ class Worker:
             plan=plan,
             program=program,
             started=started,
-            store=self._store,
+            commit=self._commit,
             on_commit=committed,
             env=self._environment.env(program.env),
             secrets=self._environment.secrets(program.secrets),
@@ -266,34 +284,54 @@ class Worker:
             self._wake_at(parse_time(change.due_at))
         self._watch(run, change)
 
+    async def _commit(self, change: Change) -> bool:
+        """Commit, however long the store is away: the result in hand must not be thrown away, or its effect would
+        happen again. Raises OwnershipError if the run is another runner's by now."""
+        unknown = False
+        while True:
+            try:
+                if unknown and await self._is_applied(change):
+                    return True
+                return await self._store.commit(change)
+            except OwnershipError:
+                raise
+            except StoreError as error:
+                unknown = True  # the answer may have been lost after the commit
+                _log.error("%s; trying again", error)
+                await asyncio.sleep(PAUSE_S)
+
+    async def _is_applied(self, change: Change) -> bool:
+        stored = await self._reader.run(change.run_id)
+        if stored is None:
+            return False
+        if change.started is not None:
+            return stored.started == change.started
+        return bool(change.records) and len(stored.records) >= change.first + len(change.records)
+
     async def _execute(self, run: Run) -> None:
-        """To its end or its parking; an owned run survives a store that is away for a while."""
+        """To its end or its parking; whatever goes wrong in between, somebody will take the run up again."""
         try:
             await self._executor.execute(run)
-        except StoreError as error:
+        except OwnershipError as error:
+            _log.warning("%s", error)
+        except NotOurs:
+            raise
+        except Exception:
             if not run.owned:
                 raise
-            _log.error("%s; run %s is taken up again", error, run.id)
-            await self._again(run)
+            _log.exception("internal error, please report it; run %s is tried again in %g s", run.id, PUT_DOWN_S)
+            await self._put_down(run.id, run.state)
 
-    async def _again(self, run: Run) -> None:
-        while not self._draining:
-            await asyncio.sleep(PAUSE_S)
-            try:
-                stored = await self._reader.run(run.id)
-                if stored is not None and stored.finished_at is None and stored.due_at is None:
-                    await self._resume(stored)
-                return
-            except StoreError as error:
-                _log.error("%s", error)
+    async def _put_down(self, run_id: str, state: RunState) -> None:
+        """Leave a run to whoever takes it after a while."""
+        due_at = self._clock.now() + timedelta(seconds=PUT_DOWN_S)
+        await self._commit(Change(run_id=run_id, state=state, due_at=rfc3339(due_at)))
 
     async def _take_runs(self) -> None:
         """Take up what is due, and what dead runners left, until the worker drains."""
         while not self._draining:
             try:
-                while not self._draining and (taken := await self._take()):
-                    for stored in taken:
-                        self._spawn(self._resume_in_lane(stored))
+                await self._take_some()
             except StoreError as error:
                 _log.error("%s", error)
             except Exception:  # whatever it is, later runs must be taken up
@@ -305,8 +343,15 @@ class Worker:
                 continue
             self._due.clear()
 
-    async def _take(self) -> Sequence[StoredRun]:
-        return await self._store.take(self._clock.now(), TAKE, handlers=self._handlers)
+    async def _take_some(self) -> None:
+        """As many as are not yet too many in memory; the rest is there for other processes, or for later."""
+        while not self._draining and (room := TAKE - self._resuming) > 0:
+            taken = await self._store.take(self._clock.now(), room, handlers=self._handlers)
+            for stored in taken:
+                self._resuming += 1
+                self._spawn(self._resume_in_lane(stored))
+            if len(taken) < room:
+                return
 
     def _wake_at(self, due_at: datetime) -> None:
         delay_s = max(0.0, (due_at - self._clock.now()).total_seconds())
@@ -316,24 +361,31 @@ class Worker:
     async def _resume_in_lane(self, stored: StoredRun) -> None:
         lane = self._lanes.get(stored.started.handler)
         slots = lane.slots if lane is not None else asyncio.Semaphore(1)
-        async with slots:
-            await self._resume(stored)
+        try:
+            async with slots:
+                await self._resume(stored)
+        finally:
+            self._resuming -= 1
+            self._due.set()
 
     async def _resume(self, stored: StoredRun) -> None:
         started = stored.started
-        plan = self._plan_of(started)
+        plan = await self._plan_of(started)
         if plan is None:
             _log.error(
-                "run %s needs the flow files that it began with, and the store has not got them",
+                "run %s began with other flow files, and those do not compile here: is a plugin or a flow gone?",
                 started.run_id,
             )
+            await self._put_down(started.run_id, stored.state)
             return
         run = self._make(plan, plan.programs[started.handler], started)
         run.recall(stored)
         await self._execute(run)
 
-    def _plan_of(self, started: RunStarted) -> Plan | None:
+    async def _plan_of(self, started: RunStarted) -> Plan | None:
         program = self._plan.programs.get(started.handler)
         if program is not None and program.plan_hash == started.plan_hash:
             return self._plan
+        if started.plan_hash not in self._older:
+            self._older = {**self._older, **await self._load_older()}
         return self._older.get(started.plan_hash)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from runner.errors import NotFoundError, StoreError
+from runner.errors import NotFoundError, OwnershipError, StoreError
 from runner.message import new_id
 from runner.records import Backlog, Change, DeadLetter, OutboxRow, RunSummary, StoredRun
 from runner.sql import load_queries
@@ -165,9 +165,10 @@ class PostgresStore:
         """See `StoreReader.known`."""
         return await self._with(lambda c: c.fetchval(_SQL["known"], run_id)) is not None
 
-    async def backlog(self) -> Backlog:
+    async def backlog(self, *, handlers: Collection[str] | None = None) -> Backlog:
         """See `StoreReader.backlog`."""
-        row = await self._with(lambda c: c.fetchrow(_SQL["backlog"]))
+        wanted = None if handlers is None else list(handlers)
+        row = await self._with(lambda c: c.fetchrow(_SQL["backlog"], wanted))
         assert row is not None
         return Backlog(runs=row[0], outbox=row[1], refused=row[2], dead_letters=row[3])
 
@@ -331,7 +332,7 @@ def _outcome(change: Change, begun: set[int], owned: set[str]) -> bool | StoreEr
     if change.started is not None and id(change) not in begun:
         return False
     if _changes_state(change) and change.run_id not in owned:
-        return StoreError(f"run {change.run_id} has been taken over by another runner: our lease had run out")
+        return OwnershipError(f"run {change.run_id} has been taken over by another runner: our lease had run out")
     return True
 
 
@@ -342,7 +343,13 @@ async def _whole(connection: _Connection, ids: list[str]) -> list[StoredRun]:
     for row in await connection.fetch(_SQL["records"], ids):
         bodies[row["run_id"]].append(row["body"])
     found = {row["id"]: row for row in await connection.fetch(_SQL["runs_whole"], ids)}
-    return [rows.stored_run(found[run_id], bodies[run_id]) for run_id in ids if run_id in found]
+    runs = []
+    for run_id in ids:
+        try:
+            runs += [rows.stored_run(found[run_id], bodies[run_id])] if run_id in found else []
+        except (msgspec.MsgspecError, ValueError) as error:
+            _log.error("run %s cannot be read by this version, and is left alone: %s", run_id, error)
+    return runs
 
 
 def _columns(values: Sequence[Sequence[Any]]) -> list[list[Any]]:

@@ -123,7 +123,7 @@ WHERE (id, received_at) IN (SELECT * FROM unnest($1::text[], $2::text[]))
 
 -- name: backlog
 SELECT
-    (SELECT count(*) FROM runs WHERE finished_at IS NULL),
+    (SELECT count(*) FROM runs WHERE finished_at IS NULL AND ($1::text[] IS NULL OR handler = ANY ($1))),
     (SELECT count(*) FROM outbox WHERE reason IS NULL),
     (SELECT count(*) FROM outbox WHERE reason IS NOT NULL),
     (SELECT count(*) FROM dead_letters)

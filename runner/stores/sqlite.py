@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -19,6 +20,7 @@ from runner.stores import rows
 from runner.times import rfc3339
 
 _SQL = load_queries("runner.stores", "sqlite_queries.sql")
+_log = logging.getLogger("flowrun.store")
 
 
 class SqliteStore:
@@ -93,9 +95,11 @@ class SqliteStore:
         row = await self._file.read(lambda c: c.execute(_SQL["known"], (run_id,)).fetchone())
         return row is not None
 
-    async def backlog(self) -> Backlog:
+    async def backlog(self, *, handlers: Collection[str] | None = None) -> Backlog:
         """See `StoreReader.backlog`."""
-        runs, outbox, refused, dead = await self._file.read(lambda c: c.execute(_SQL["backlog"]).fetchone())
+        wanted = None if handlers is None else rows.text(sorted(handlers))
+        counts = await self._file.read(lambda c: c.execute(_SQL["backlog"], (wanted,)).fetchone())
+        runs, outbox, refused, dead = counts
         return Backlog(runs=runs, outbox=outbox, refused=refused, dead_letters=dead)
 
     # --- DeadLetterStore
@@ -139,7 +143,7 @@ class SqliteStore:
             orphans += connection.execute(_SQL["runs_of"], (owner, wanted, limit - len(due) - len(orphans))).fetchall()
         connection.executemany(_SQL["own_run"], [(self._owner, 0, run_id) for (run_id,) in due])
         connection.executemany(_SQL["own_run"], [(self._owner, 1, run_id) for (run_id,) in orphans])
-        runs = (_find(connection, run_id) for (run_id,) in (*due, *orphans))
+        runs = (_readable(connection, run_id) for (run_id,) in (*due, *orphans))
         return [run for run in runs if run is not None]
 
     def _take_outbox(self, connection: sqlite3.Connection, limit: int, refused: bool) -> list[OutboxRow]:
@@ -185,3 +189,12 @@ def _find(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
         return _find(connection, near[0][0]) if near else None
     bodies = (body for (body,) in connection.execute(_SQL["records"], (row[0],)).fetchall())
     return rows.stored_run(row, bodies)
+
+
+def _readable(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
+    """One run that cannot be read, e.g. a newer flowrun's, must not keep the others from being taken up."""
+    try:
+        return _find(connection, run_id)
+    except (msgspec.MsgspecError, ValueError) as error:
+        _log.error("run %s cannot be read by this version, and is left alone: %s", run_id, error)
+        return None

@@ -96,7 +96,8 @@ DELETE FROM dead_letters WHERE id = ? AND received_at = ?
 
 -- name: backlog
 SELECT
-    (SELECT count(*) FROM runs WHERE finished_at IS NULL),
+    (SELECT count(*) FROM runs
+     WHERE finished_at IS NULL AND (?1 IS NULL OR handler IN (SELECT value FROM json_each(?1)))),
     (SELECT count(*) FROM outbox WHERE reason IS NULL),
     (SELECT count(*) FROM outbox WHERE reason IS NOT NULL),
     (SELECT count(*) FROM dead_letters)

@@ -166,7 +166,7 @@ class FlowKit:
             plan=self.plan,
             program=self.plan.programs[started.handler],
             started=started,
-            store=self._wrapped,
+            commit=self._wrapped.commit,
             on_commit=self._committed,
             env=self._env,
             secrets=self._secrets,

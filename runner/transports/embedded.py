@@ -164,8 +164,12 @@ class EmbeddedTransport:
                 await round_()
             except StoreError as error:
                 _log.warning("%s; trying again", error)
-                await asyncio.sleep(PAUSE_S)
-                self._wake.set()
+            except Exception:  # whatever it is, messages must be handed over
+                _log.exception("internal error, please report it; trying again")
+            else:
+                continue
+            await asyncio.sleep(PAUSE_S)
+            self._wake.set()
 
     async def _pump(self) -> None:
         """Hand over what waits, once there may be something."""
