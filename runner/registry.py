@@ -200,7 +200,7 @@ def _bind(function: Callable[..., Any], mark: HandlerMark, location: str) -> tup
         definitions=definitions,
     )
     names = {_public(p.name): p.name for p in named}
-    return _Bound(function, types, names, rest), signature
+    return _Bound(function, types, names, rest, returns), signature
 
 
 def _public(name: str) -> str:
@@ -212,12 +212,18 @@ class _Bound:
     """A plugin's function as a `Handler`: JSON values in, JSON values out."""
 
     def __init__(
-        self, function: Callable[..., Any], types: Mapping[str, Any], names: Mapping[str, str], rest: bool
+        self,
+        function: Callable[..., Any],
+        types: Mapping[str, Any],
+        names: Mapping[str, str],
+        rest: bool,
+        returns: Any,
     ) -> None:
         self._function = function
         self._types = types
         self._names = names
         self._rest = rest
+        self._check_result = msgspec.json.Decoder(returns).decode
         self._is_async = inspect.iscoroutinefunction(function)
         parameters = inspect.signature(function).parameters
         self._required = [name for name, own in names.items() if parameters[own].default is inspect.Parameter.empty]
@@ -232,7 +238,11 @@ class _Bound:
             result = await result
         try:
             # Through JSON, so that what later steps read is what a resumed run will read.
-            return msgspec.json.decode(msgspec.json.encode(result))
+            encoded = msgspec.json.encode(result)
+            self._check_result(encoded)
+            return msgspec.json.decode(encoded)
+        except msgspec.ValidationError as error:
+            raise TerminalError("invalid_output", f"the result does not fit its annotation: {error}") from None
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise TerminalError("invalid_output", f"the result is no JSON value: {error}") from None
 

@@ -16,6 +16,7 @@ from runner.lang.load import Sources, load
 from runner.source import Document, plain
 
 FILE = "flowrun.yaml"
+_VARIABLES = ("FLOWRUN_BROKER", "FLOWRUN_STORE")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::([-?])([^}]*))?\}")
 
 
@@ -56,6 +57,9 @@ def load_settings(
     given: Any = _resolve(plain(document.root) if document is not None else {}, environ, missing) or {}
     if missing:
         raise SettingsError(f"{FILE} needs {', '.join(missing)}", hint="set the variables, or give ${NAME:-default}")
+    for name, value in (("--broker", broker), ("--store", store), *((n, environ.get(n)) for n in _VARIABLES)):
+        if value is not None and not value.strip():
+            raise SettingsError(f"{name} is empty", hint="leave it out, or give a URL")
     project = given.get("project") or default_project(root)
     brokers = broker or environ.get("FLOWRUN_BROKER") or given.get("broker") or "embedded:"
     return Settings(
@@ -103,5 +107,6 @@ def _resolve(value: Any, environ: Mapping[str, str], missing: list[str]) -> Any:
 
 
 def mask_url(text: str) -> str:
-    """A URL without its password."""
-    return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", text)
+    """A URL without its password: neither before the last `@`, whatever it holds, nor in the query."""
+    text = re.sub(r"//([^:/@]*):?.*@", lambda match: f"//{match[1]}:***@", text)
+    return re.sub(r"((?:pass|secret|token)\w*)=[^&\s]*", r"\1=***", text, flags=re.IGNORECASE)

@@ -56,7 +56,9 @@ def command(
 
     Declares what the plan needs, so that an event emitted before the first start waits for it.
 
-    Exit codes: 0 confirmed, 1 the payload does not fit or no queue takes it, 69 broker unreachable.
+    An event that no handler takes is published all the same: a fact needs no listener.
+
+    Exit codes: 0 confirmed, 1 the payload does not fit, or a queue is missing, 69 broker unreachable.
     """
     if (data is None) == (lines is None):
         raise click.UsageError("give the payload with --data, or many with --file")
@@ -128,7 +130,10 @@ async def _publish(settings: Settings, plan: Plan, messages: list[Outgoing], *, 
                 for message, reason in zip(batch, await transport.publish(batch), strict=True):
                     if reason is not None:
                         ident = message.properties.message_id
-                        raise _Refused(f"{message.routing_key} {ident} was not taken: {reason}")
+                        raise _Refused(
+                            f"{message.routing_key} {ident} was not taken: {reason}",
+                            hint=f"{start} events before it were published" if start else None,
+                        )
                 bar.update(len(batch))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from pathlib import Path
 
@@ -61,8 +62,16 @@ def new_command(name: str, root: Path) -> None:
     if path.exists():
         raise SettingsError(f"{path} stands already", hint="add the handler there")
     function = re.sub(r"\W", "_", last)
+    if not function.isidentifier() or keyword.iskeyword(function):
+        function = "call"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_SKELETON.format(group=group, name=name, function=function if function.isidentifier() else "call"))
+    path.write_text(
+        _SKELETON.format(
+            group=group,
+            name=name,
+            function=function,
+        )
+    )
     output.echo(f"wrote {path}")
     output.echo(f"In a flow: - {{use: {name}, with: {{text: hello}}}}")
 

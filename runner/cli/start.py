@@ -153,7 +153,7 @@ def _say_ready(settings: Settings, project: Project, programs: tuple[Program, ..
         __version__,
         settings.project,
         brokers,
-        settings.store,
+        mask_url(settings.store),
     )
     served = sum(bool(program.routes) for program in programs)
     _log.info("ready: %d handler%s waiting for events", served, " is" if served == 1 else "s are")
@@ -164,7 +164,7 @@ def _say_ready(settings: Settings, project: Project, programs: tuple[Program, ..
 
 def _say_what_was_done(worker: Worker) -> None:
     counts = worker.counts
-    parts = [f"{counts.begun} runs begun", f"{counts.finished} finished"]
+    parts = [f"{counts.begun} run{'' if counts.begun == 1 else 's'} begun", f"{counts.finished} finished"]
     if counts.passed_over:
         parts.append(f"{counts.passed_over} messages passed over")
     if counts.duplicates:

@@ -191,7 +191,7 @@ class Executor:
         )
         outcome = await use.attempt(self._handlers[step.handler], context, inputs, limit)
         if isinstance(outcome, Done):
-            return outcome
+            return Done(self._masked_value(outcome.output)) if run.program.secrets else outcome
         return self._too_late(run, step) or self._retry(run, step, key, outcome, attempt, started)
 
     def _retry(

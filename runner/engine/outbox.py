@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from runner.errors import StoreError, TransportError
@@ -44,12 +45,15 @@ class Outbox:
 
     async def run(self) -> None:
         """Publish for ever."""
+        clock = asyncio.get_running_loop().time
+        retry_at = clock() + RETRY_REFUSED_S
         while True:
-            try:
-                async with asyncio.timeout(RETRY_REFUSED_S):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(retry_at):
                     await self._poked.wait()
-            except TimeoutError:
+            if clock() >= retry_at:  # by the clock, not by silence: a busy worker gets round to it too
                 await self._safely(self.retry_refused)
+                retry_at = clock() + RETRY_REFUSED_S
             self._poked.clear()
             if not await self._safely(self._publish_all):
                 self._poked.set()

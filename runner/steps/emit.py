@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.errors import ExpressionError
 from runner.expressions import as_text
-from runner.message import Meta, Outgoing, encode_json, event_message, new_id
+from runner.message import MAX_BODY_BYTES, Meta, Outgoing, encode_json, event_message, new_id
 from runner.plan import Event
 from runner.records import EventRecord
 
@@ -71,6 +71,8 @@ def build(
         causation_id=cause.id if cause is not None else None,
     )
     outgoing = event_message(meta=meta, data=body, project=emitter.project, mandatory=event.routed, trace=emitter.trace)
+    if len(body) > MAX_BODY_BYTES:
+        raise PayloadError(f"the payload of {event.name} has {len(body)} bytes, the limit is {MAX_BODY_BYTES}")
     size = sum(len(name.encode()) + len(str(value).encode()) for name, value in outgoing.properties.headers.items())
     if size > MAX_HEADER_BYTES:
         raise PayloadError(f"the attributes of {event.name} have {size} bytes, the limit is {MAX_HEADER_BYTES}")

@@ -1,4 +1,4 @@
-"""FR320 to FR325: expressions parse, and read only names that can exist where they stand."""
+"""FR320 to FR325, FR602: expressions parse, and read only names that can exist where they stand."""
 
 from __future__ import annotations
 
@@ -77,6 +77,21 @@ def _step(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
 def _values(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
     for node in scalars(step.inputs):
         yield from _template(node, place)
+        if step.action != "use" or step.name == "log":
+            yield from _leaks(step, node)
+
+
+def _leaks(step: StepDecl, node: ScalarNode) -> Iterator[Diagnostic]:
+    """FR602: what a set, an event, an error or a log line holds is stored or shown in the clear."""
+    try:
+        reads = parse_template(str(node.value)).reads
+    except ExpressionSyntaxError:
+        return
+    for read in reads:
+        if read.path[0] == "secrets":
+            what = "a log line" if step.action == "use" else f"`{step.action}`"
+            help = "give it to the plugin that needs it, in its own `with`"
+            yield _at(read, 0, node, "FR602", f"a secret would be stored or shown by {what}", help)
 
 
 def _bare(node: ScalarNode | None, place: _Place) -> Iterator[Diagnostic]:
