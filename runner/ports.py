@@ -77,7 +77,8 @@ class Store(AbstractAsyncContextManager["Store"], Protocol):
         ...
 
     async def take(self, now: datetime, limit: int, *, handlers: Collection[str] | None = None) -> Sequence[StoredRun]:
-        """Own and return runs that are due, and those whose runner died (their crash is counted first).
+        """Own and return runs that are due, and those whose runner died (their crash is counted first, up to
+        `SUSPECT_CRASHES`: of a suspect, only those crashes count that it was alone in).
 
         With `handlers`, only runs of these.
         """

@@ -163,11 +163,16 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str | None = None
 
 
+SUSPECT_CRASHES = 2
+"""A run that so many processes died with is a suspect: from then on it runs alone, and who runs it counts."""
+
+
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What is committed together, or not at all.
 
     `started` begins the run; the store refuses it if that run stands already. `first` is the number of the
-    first of `records` within the run. `due_at` parks the run until then, `finished_at` ends it.
+    first of `records` within the run. `due_at` parks the run until then, `finished_at` ends it. `suspect` counts a
+    crash beforehand; the change that next parks or ends the run, alive, takes it back.
     """
 
     run_id: str
@@ -180,6 +185,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     due_at: str | None = None
     finished_at: str | None = None
     error: Error | None = None
+    suspect: bool = False
 
 
 class StoredRun(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,12 +19,13 @@ from runner.errors import EnvelopeError, OwnershipError, StoreError, TransportEr
 from runner.message import Delivery, identity
 from runner.plan import Plan, Program
 from runner.ports import Clock, Store, StoreReader, Transport
-from runner.records import Change, RunStarted, RunState, StoredRun
+from runner.records import SUSPECT_CRASHES, Change, Error, RunFailed, RunStarted, RunState, StoredRun
 from runner.times import parse_time, rfc3339
 
 POLL_S = 1.0
 PUT_DOWN_S = 60.0
 TAKE = 200
+MAX_CRASHES = 4
 TIMER_S = 60.0
 PAUSE_S = 1.0
 
@@ -96,6 +97,7 @@ class Worker:
         self._load_older = load_older
         self._older: Mapping[str, Plan] = {}
         self._resuming = 0
+        self._suspects = asyncio.Lock()
         self._transport = transport
         self._store = store
         self._reader = reader
@@ -380,7 +382,29 @@ class Worker:
             return
         run = self._make(plan, plan.programs[started.handler], started)
         run.recall(stored)
-        await self._execute(run)
+        if stored.crashes < SUSPECT_CRASHES:
+            await self._execute(run)
+        else:
+            await self._execute_suspect(run, stored.crashes)
+
+    async def _execute_suspect(self, run: Run, crashes: int) -> None:
+        """Processes died with this run: run it alone among such, so that only the culprit's crashes go on counting,
+        and end it once it has had its chances."""
+        async with self._suspects:
+            if crashes >= MAX_CRASHES and run.history.failure is not None:
+                now = rfc3339(self._clock.now())
+                error = _crashed(crashes)
+                state = RunState.COMPENSATION_FAILED
+                await self._commit(Change(run_id=run.id, state=state, finished_at=now, error=error))
+                _log.error("run %s is %s: %s", run.id, state, error.message)
+                return
+            if crashes >= MAX_CRASHES:
+                run.note(RunFailed(error=_crashed(crashes), failed_at=rfc3339(self._clock.now())))
+                run.state = RunState.COMPENSATING
+                await run.commit()
+            else:
+                await self._commit(Change(run_id=run.id, state=run.state, suspect=True))
+            await self._execute(run)
 
     async def _plan_of(self, started: RunStarted) -> Plan | None:
         program = self._plan.programs.get(started.handler)
@@ -389,3 +413,7 @@ class Worker:
         if started.plan_hash not in self._older:
             self._older = {**self._older, **await self._load_older()}
         return self._older.get(started.plan_hash)
+
+
+def _crashed(crashes: int) -> Error:
+    return Error(type="crashed", message=f"{crashes} processes died while they ran it", retryable=False)

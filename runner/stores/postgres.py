@@ -22,7 +22,7 @@ import msgspec
 
 from runner.errors import NotFoundError, OwnershipError, StoreError
 from runner.message import new_id
-from runner.records import Backlog, Change, DeadLetter, OutboxRow, RunSummary, StoredRun
+from runner.records import SUSPECT_CRASHES, Backlog, Change, DeadLetter, OutboxRow, RunSummary, StoredRun
 from runner.sql import load_queries
 from runner.stores import rows
 from runner.times import rfc3339
@@ -109,7 +109,11 @@ class PostgresStore:
                 await connection.execute(_SQL["forget_dead_runners"])
                 taken = await connection.fetch(_SQL["take_due"], self._owner, rfc3339(now), limit, wanted)
                 left = limit - len(taken)
-                taken += await connection.fetch(_SQL["take_orphans"], self._owner, left, wanted) if left else []
+                taken += (
+                    await connection.fetch(_SQL["take_orphans"], self._owner, left, wanted, SUSPECT_CRASHES)
+                    if left
+                    else []
+                )
                 return await _whole(connection, [row["id"] for row in taken])
 
         return await self._with(take)
@@ -258,7 +262,9 @@ class PostgresStore:
         if not changes:
             return set()
         values = [(c.run_id, str(c.state), c.due_at, c.finished_at, rows.error_text(c.error)) for c in changes]
-        return {row["id"] for row in await connection.fetch(_SQL["set_states"], *_columns(values), self._owner)}
+        suspects = [int(c.suspect) for c in changes]
+        found = await connection.fetch(_SQL["set_states"], *_columns(values), self._owner, suspects, SUSPECT_CRASHES)
+        return {row["id"] for row in found}
 
     async def _append(self, connection: _Connection, changes: list[Change]) -> None:
         records = [values for c in changes for values in rows.record_values(c)]

@@ -18,8 +18,11 @@ RETURNING id
 
 -- name: set_states  only of runs that are still ours: a lease that ran out may have given them to another runner
 UPDATE runs SET state = u.state, due_at = u.due_at, finished_at = u.finished_at, error = u.error,
+    crashes = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN crashes + u.suspect
+        ELSE least(crashes, $8) END,
     owner = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN $6 END
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) AS u (id, state, due_at, finished_at, error)
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $7::integer[])
+    AS u (id, state, due_at, finished_at, error, suspect)
 WHERE runs.id = u.id AND runs.owner = $6
 RETURNING runs.id
 
@@ -64,7 +67,7 @@ WHERE id IN (
 RETURNING id
 
 -- name: take_orphans  runs whose runner's lease has run out; that is counted before they run again
-UPDATE runs SET owner = $1, crashes = crashes + 1
+UPDATE runs SET owner = $1, crashes = crashes + CASE WHEN crashes < $4 THEN 1 ELSE 0 END
 WHERE id IN (
     SELECT id FROM runs
     WHERE finished_at IS NULL AND owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners WHERE lease_until >= now())

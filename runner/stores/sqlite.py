@@ -13,7 +13,7 @@ from types import TracebackType
 import msgspec
 
 from runner.errors import NotFoundError, StoreError
-from runner.records import Backlog, Change, DeadLetter, OutboxRow, RunSummary, StoredRun
+from runner.records import SUSPECT_CRASHES, Backlog, Change, DeadLetter, OutboxRow, RunSummary, StoredRun
 from runner.sql import load_queries
 from runner.sqlite_file import SqliteFile
 from runner.stores import rows
@@ -141,8 +141,8 @@ class SqliteStore:
         orphans: list[tuple[str]] = []
         for owner in self._dead_among(connection.execute(_SQL["run_owners"])):
             orphans += connection.execute(_SQL["runs_of"], (owner, wanted, limit - len(due) - len(orphans))).fetchall()
-        connection.executemany(_SQL["own_run"], [(self._owner, 0, run_id) for (run_id,) in due])
-        connection.executemany(_SQL["own_run"], [(self._owner, 1, run_id) for (run_id,) in orphans])
+        connection.executemany(_SQL["own_run"], [(self._owner, 0, run_id, SUSPECT_CRASHES) for (run_id,) in due])
+        connection.executemany(_SQL["own_run"], [(self._owner, 1, run_id, SUSPECT_CRASHES) for (run_id,) in orphans])
         runs = (_readable(connection, run_id) for (run_id,) in (*due, *orphans))
         return [run for run in runs if run is not None]
 
@@ -172,7 +172,17 @@ def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
         error = rows.error_text(change.error)
         holder = None if parked else owner
         connection.execute(
-            _SQL["set_state"], (change.state, change.due_at, change.finished_at, error, holder, change.run_id)
+            _SQL["set_state"],
+            (
+                change.state,
+                change.due_at,
+                change.finished_at,
+                error,
+                holder,
+                change.suspect,
+                change.run_id,
+                SUSPECT_CRASHES,
+            ),
         )
     connection.executemany(_SQL["add_record"], rows.record_values(change))
     connection.executemany(_SQL["add_event"], [rows.event_values(event) for event in change.events])

@@ -3,8 +3,10 @@ INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, sta
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO NOTHING
 
--- name: set_state  what a commit says of its run
-UPDATE runs SET state = ?, due_at = ?, finished_at = ?, error = ?, owner = ? WHERE id = ?
+-- name: set_state  what a commit says of its run; one that is put down in good order is forgiven its last suspicion
+UPDATE runs SET state = ?1, due_at = ?2, finished_at = ?3, error = ?4, owner = ?5,
+    crashes = CASE WHEN ?5 IS NULL THEN min(crashes, ?8) ELSE crashes + ?6 END
+WHERE id = ?7
 
 -- name: add_record
 INSERT INTO records (run_id, number, body) VALUES (?, ?, ?)
@@ -40,8 +42,8 @@ SELECT id FROM runs
 WHERE finished_at IS NULL AND owner = ?1 AND (?2 IS NULL OR handler IN (SELECT value FROM json_each(?2)))
 LIMIT ?3
 
--- name: own_run  a crash is counted before it runs again
-UPDATE runs SET owner = ?, due_at = NULL, crashes = crashes + ? WHERE id = ?
+-- name: own_run  a crash is counted before it runs again; a suspect's by who runs it
+UPDATE runs SET owner = ?1, due_at = NULL, crashes = crashes + (?2 AND crashes < ?4) WHERE id = ?3
 
 -- name: put_down  the runs of who leaves are due at once; it is no crash
 UPDATE runs SET owner = NULL, due_at = started_at WHERE finished_at IS NULL AND owner = ?

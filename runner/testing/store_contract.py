@@ -26,6 +26,7 @@ from runner.errors import FlowrunError, NotFoundError, StoreError
 from runner.message import Meta, Outgoing, Properties
 from runner.ports import AnyStore, StoreReader
 from runner.records import (
+    SUSPECT_CRASHES,
     AttemptFailed,
     Backlog,
     BranchTaken,
@@ -461,6 +462,20 @@ class StoreContract:
             assert stored is not None
             assert (stored.crashes, stored.records) == (1, (step(1),))
             assert await other.take(START, 10) == []
+
+    async def test_a_suspects_crash_is_counted_beforehand_and_forgiven_once_it_is_put_down_alive(self) -> None:
+        async def crashes() -> int:
+            run = await store.run(run_id(1))
+            assert run is not None
+            return run.crashes
+
+        async with self.store() as store:
+            await store.commit(begin(1))
+            for _ in range(SUSPECT_CRASHES + 2):
+                await store.commit(go_on(1, suspect=True))
+            assert await crashes() == SUSPECT_CRASHES + 2
+            await store.commit(go_on(1, RunState.WAITING, due_at=at(1)))
+            assert await crashes() == SUSPECT_CRASHES
 
     async def test_no_more_runs_are_taken_than_asked_for(self) -> None:
         if not self.has_processes:
