@@ -7,28 +7,38 @@ functions. `a.b` and `a["b"]` read a key of an object, an element or slice of a 
 
 from __future__ import annotations
 
-import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import lru_cache
-from types import GeneratorType
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
-import msgspec
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
-from jinja2.filters import FILTERS
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, nodes
 from jinja2.lexer import TokenStream
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.tests import TESTS
 
 from runner.errors import ExpressionError
-from runner.times import parse_duration_s, parse_time, rfc3339
+from runner.filters import FILTERS, OWN_FILTERS, TESTS
+from runner.values import (
+    MISSING,
+    OMIT,
+    ONLY_WHOLE,
+    add,
+    as_text,
+    bounded,
+    bounded_range,
+    clip,
+    json_value,
+    multiply,
+    number,
+    on_numbers,
+    power,
+    read_item,
+)
 
 Scope: TypeAlias = Mapping[str, Any]
 """The names that an expression sees. `now` and `uuid` are functions, all else JSON values."""
@@ -36,27 +46,8 @@ Evaluate: TypeAlias = Callable[[Scope], Any]
 T = TypeVar("T")
 
 FUNCTIONS = frozenset({"now", "uuid", "range"})
-MAX_TEXT = 1024 * 1024
-MAX_RANGE = 10_000
-MAX_BITS = 4096
-MAX_PRECISION = 100
-
-
-class _Sentinel:
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __repr__(self) -> str:
-        return self._name
-
-
-MISSING: Final = _Sentinel("MISSING")
-"""What a read gives where `default` or `is defined` stands guard."""
-OMIT: Final = _Sentinel("OMIT")
-"""The value of `omit`: the key that has it is left out."""
 _NAMED: Final = {"omit": OMIT, "null": None}
 """Constants that Jinja2 does not know."""
-_ONLY_WHOLE = "omit can only be the whole value of a key"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -179,7 +170,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.getitem(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        value = _item(obj, argument)
+        value = read_item(obj, argument)
         return self.undefined(name=str(argument)) if value is MISSING else value
 
 
@@ -211,9 +202,9 @@ def _guard(source: str, evaluate: Evaluate) -> Evaluate:
         try:
             return evaluate(scope)
         except ExpressionError as error:
-            raise ExpressionError(f"{error} (in {_clip(source)})") from None
+            raise ExpressionError(f"{error} (in {clip(source)})") from None
         except _FAULTS as error:
-            raise ExpressionError(f"{str(error) or type(error).__name__} (in {_clip(source)})") from None
+            raise ExpressionError(f"{str(error) or type(error).__name__} (in {clip(source)})") from None
 
     return guarded
 
@@ -222,11 +213,6 @@ _FAULTS = (
     TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RecursionError, TemplateError,
 )  # fmt: skip
 """What filters raise for values that they were not made for."""
-
-
-def _clip(source: str) -> str:
-    text = " ".join(source.split())
-    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _piece(compiler: _Compiler, node: nodes.Node) -> Evaluate:
@@ -238,74 +224,22 @@ def _piece(compiler: _Compiler, node: nodes.Node) -> Evaluate:
 
 def _text(pieces: list[Evaluate]) -> Evaluate:
     def evaluate(scope: Scope) -> str:
-        return _bounded("".join(as_text(piece(scope)) for piece in pieces))
+        return bounded("".join(as_text(piece(scope)) for piece in pieces))
 
     return evaluate
-
-
-def as_text(value: object) -> str:
-    """A value inside a text: strings stand as they are, the rest as JSON."""
-    if isinstance(value, str):
-        return value
-    if value is OMIT:
-        raise ExpressionError(_ONLY_WHOLE)
-    return msgspec.json.encode(value).decode()
 
 
 # --- compiling ---------------------------------------------------------------------------------------------
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ExpressionError(f"{_clip(repr(value))} is not a number")
-    if isinstance(value, float) and math.isnan(value):
-        raise ExpressionError("the result is not a number")
-    if value.bit_length() > MAX_BITS if isinstance(value, int) else math.isinf(value):
-        raise ExpressionError("the number is too large")
-    return value
-
-
-def _add(left: Any, right: Any) -> Any:
-    if isinstance(left, str) and isinstance(right, str):
-        return _bounded(left + right)
-    if isinstance(left, list) and isinstance(right, list):
-        return left + right
-    return _number(_number(left) + _number(right))
-
-
-def _multiply(left: Any, right: Any) -> Any:
-    if isinstance(left, str) and isinstance(right, int):
-        if len(left) * max(right, 0) > MAX_TEXT:
-            raise ExpressionError("the text is too long")
-        return left * right
-    return _number(_number(left) * _number(right))
-
-
-def _power(left: Any, right: Any) -> Any:
-    base, exponent = _number(left), _number(right)
-    if abs(exponent) * max(int(abs(base)).bit_length(), 1) > MAX_BITS:
-        raise ExpressionError("the number is too large")
-    return _number(base**exponent)
-
-
-def _bounded(text: str) -> str:
-    if len(text) > MAX_TEXT:
-        raise ExpressionError("the text is too long")
-    return text
-
-
-def _on_numbers(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda left, right: _number(function(_number(left), _number(right)))
-
-
 _BINARY: dict[type[nodes.BinExpr], Callable[[Any, Any], Any]] = {
-    nodes.Add: _add,
-    nodes.Sub: _on_numbers(operator.sub),
-    nodes.Mul: _multiply,
-    nodes.Div: _on_numbers(operator.truediv),
-    nodes.FloorDiv: _on_numbers(operator.floordiv),
-    nodes.Mod: _on_numbers(operator.mod),
-    nodes.Pow: _power,
+    nodes.Add: add,
+    nodes.Sub: on_numbers(operator.sub),
+    nodes.Mul: multiply,
+    nodes.Div: on_numbers(operator.truediv),
+    nodes.FloorDiv: on_numbers(operator.floordiv),
+    nodes.Mod: on_numbers(operator.mod),
+    nodes.Pow: power,
 }
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
@@ -358,7 +292,7 @@ class _Compiler:
                 return lambda scope: not inner(scope)
             case nodes.Neg() | nodes.Pos():
                 inner, sign = self.top(node.node), -1 if isinstance(node, nodes.Neg) else 1
-                return lambda scope: sign * _number(inner(scope))
+                return lambda scope: sign * number(inner(scope))
             case nodes.Concat():
                 return _text([self.top(part) for part in node.nodes])
             case nodes.List() | nodes.Tuple():
@@ -375,7 +309,7 @@ class _Compiler:
         value = node.value
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:
-                return _number(value)
+                return number(value)
             except ExpressionError as error:
                 _fail_at(self.source, node.lineno, str(error))
         if isinstance(value, str) and not value.isascii() and _LONE_SURROGATE.search(value):
@@ -412,11 +346,11 @@ class _Compiler:
         inner = self.compile(node.node, lenient=lenient)
         self._extend_read(node)
         if lenient:
-            return lambda scope: _item(inner(scope), key(scope))
+            return lambda scope: read_item(inner(scope), key(scope))
         label = self._label(node)
 
         def read(scope: Scope) -> Any:
-            value = _item(inner(scope), key(scope))
+            value = read_item(inner(scope), key(scope))
             if value is MISSING:
                 raise ExpressionError(f"{label} is missing")
             return value
@@ -438,7 +372,7 @@ class _Compiler:
         return read
 
     def _filter(self, node: nodes.Filter, lenient: bool) -> Evaluate:
-        if node.node is None or node.name not in _FILTERS:
+        if node.node is None or node.name not in FILTERS:
             _fail_at(self.source, node.lineno, f"there is no filter {node.name!r}", length=None)
         args, kwargs = self._arguments(node)
         self._check_inner_names(node)
@@ -446,17 +380,17 @@ class _Compiler:
             inner = self.compile(node.node, lenient=True)
             return _default(inner, args, kwargs)
         inner = self.top(node.node)
-        name, function = node.name, _OWN_FILTERS.get(node.name)
+        name, function = node.name, OWN_FILTERS.get(node.name)
 
         def apply(scope: Scope) -> Any:
             values = [arg(scope) for arg in args]
             named = {key: arg(scope) for key, arg in kwargs.items()}
             value = inner(scope)
             if OMIT in (value, *values, *named.values()):
-                raise ExpressionError(_ONLY_WHOLE)
+                raise ExpressionError(ONLY_WHOLE)
             if function is not None:
                 return function(value, *values, **named)
-            result = _json(_ENVIRONMENT.call_filter(name, value, values, named, context=_CONTEXT))
+            result = json_value(_ENVIRONMENT.call_filter(name, value, values, named, context=_CONTEXT))
             if result is MISSING and not lenient:
                 raise ExpressionError(f"{name} of nothing")
             return result
@@ -469,12 +403,12 @@ class _Compiler:
         if place is None or len(node.args) <= place:
             return
         argument = node.args[place]
-        known, what = (_FILTERS, "filter") if node.name == "map" else (_TESTS, "test")
+        known, what = (FILTERS, "filter") if node.name == "map" else (TESTS, "test")
         if not isinstance(argument, nodes.Const) or argument.value not in known:
             _fail_at(self.source, argument.lineno, f"{node.name} needs the name of a {what} here")
 
     def _test(self, node: nodes.Test) -> Evaluate:
-        if node.name not in _TESTS:
+        if node.name not in TESTS:
             _fail_at(self.source, node.lineno, f"there is no test {node.name!r}")
         args, kwargs = self._arguments(node)
         if kwargs:
@@ -483,7 +417,7 @@ class _Compiler:
             inner = self.compile(node.node, lenient=True)
             wanted = node.name == "defined"
             return lambda scope: (inner(scope) is not MISSING) is wanted
-        inner, test = self.top(node.node), _TESTS[node.name]
+        inner, test = self.top(node.node), TESTS[node.name]
         return lambda scope: bool(test(inner(scope), *(arg(scope) for arg in args)))
 
     def _call(self, node: nodes.Call) -> Evaluate:
@@ -494,7 +428,7 @@ class _Compiler:
         if kwargs:
             _fail_at(self.source, node.lineno, f"{name}() takes no named arguments")
         if name == "range":
-            return lambda scope: _range(*(arg(scope) for arg in args))
+            return lambda scope: bounded_range(*(arg(scope) for arg in args))
         if args:
             _fail_at(self.source, node.lineno, f"{name}() takes no arguments")
         return lambda scope: scope[name]()
@@ -596,14 +530,6 @@ def _raise(message: str) -> Evaluate:
     return fail
 
 
-def _item(container: Any, key: Any) -> Any:
-    if isinstance(container, dict):
-        return container.get(key, MISSING) if isinstance(key, str) else MISSING
-    if isinstance(container, list | str) and isinstance(key, int) and not isinstance(key, bool):
-        return container[key] if -len(container) <= key < len(container) else MISSING
-    return MISSING
-
-
 def _default(inner: Evaluate, args: list[Evaluate], kwargs: Mapping[str, Evaluate]) -> Evaluate:
     value = args[0] if args else kwargs.get("default_value", _constant(""))
     null_too = args[1] if len(args) > 1 else kwargs.get("boolean", _constant(False))
@@ -617,145 +543,8 @@ def _default(inner: Evaluate, args: list[Evaluate], kwargs: Mapping[str, Evaluat
     return evaluate
 
 
-def _range(*bounds: Any) -> list[int]:
-    if not 1 <= len(bounds) <= 3 or not all(isinstance(b, int) for b in bounds):
-        raise ExpressionError("range takes one to three whole numbers")
-    numbers = range(*bounds)
-    if len(numbers) > MAX_RANGE:
-        raise ExpressionError(f"range is limited to {MAX_RANGE} numbers")
-    return list(numbers)
-
-
-def _json(value: Any) -> Any:
-    """A filter's result as a JSON value: lazy ones become lists, Jinja2's undefined becomes MISSING."""
-    match value:
-        case Undefined():
-            return MISSING
-        case str():
-            return _bounded(str(value))
-        case None | bool() | dict() | list():
-            return value
-        case int() | float():
-            return _number(value)
-        case GeneratorType() | tuple() | map():
-            return _listed(value)
-    raise ExpressionError(f"{_clip(repr(value))} is no JSON value")
-
-
-def _listed(items: Iterable[Any]) -> list[Any]:
-    result, size = [], 0
-    for item in items:
-        result.append(_defined(_json(item)))
-        size += len(item) if isinstance(item, str) else 0
-        if size > MAX_TEXT:
-            raise ExpressionError("the texts are too long")
-    return result
-
-
-def _defined(value: T) -> T:
-    if value is MISSING:
-        raise ExpressionError("an element is missing")
-    return value
-
-
-# --- filters and tests -------------------------------------------------------------------------------------
-
-
-def _join(items: Iterable[Any], separator: str = "", attribute: str | None = None) -> str:
-    values = items if attribute is None else [_defined(_item(item, attribute)) for item in items]
-    texts: list[str] = []
-    size = 0
-    for value in values:
-        texts.append(as_text(value))
-        size += len(texts[-1]) + len(separator)
-        if size > MAX_TEXT + len(separator):
-            raise ExpressionError("the text is too long")
-    return separator.join(texts)
-
-
-def _replace(value: Any, old: str, new: str, count: int | None = None) -> str:
-    text = str(value)
-    hits = text.count(old) if count is None or count < 0 else min(text.count(old), count)
-    if len(text) + hits * (len(new) - len(old)) > MAX_TEXT:
-        raise ExpressionError("the text is too long")
-    return text.replace(old, new, -1 if count is None else count)
-
-
-def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
-    if abs(precision) > MAX_PRECISION:
-        raise ExpressionError(f"round is limited to {MAX_PRECISION} digits")
-    return _number(FILTERS["round"](_number(value), precision, method))
-
-
-def _merge(value: Any, other: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not isinstance(other, dict):
-        raise ExpressionError("merge takes two objects")
-    return {**value, **other}
-
-
-def _shift(sign: int) -> Callable[[Any, Any], str]:
-    def shift(moment: Any, duration: Any) -> str:
-        seconds = parse_duration_s(str(duration))
-        if seconds is None:
-            raise ExpressionError(f"{duration!r} is not a duration")
-        return rfc3339(parse_time(str(moment)) + timedelta(seconds=sign * seconds))
-
-    return shift
-
-
-def _date(moment: Any) -> str:
-    return parse_time(str(moment)).date().isoformat()
-
-
-_OWN_FILTERS: dict[str, Callable[..., Any]] = {
-    "join": _join,
-    "merge": _merge,
-    "plus": _shift(1),
-    "minus": _shift(-1),
-    "date": _date,
-    "replace": _replace,
-    "round": _round,
-    "tojson": lambda value: msgspec.json.encode(value).decode(),
-}
-_JINJA_FILTERS = [
-    "abs",
-    "capitalize",
-    "default",
-    "first",
-    "float",
-    "int",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "reject",
-    "rejectattr",
-    "select",
-    "selectattr",
-    "sort",
-    "sum",
-    "title",
-    "trim",
-    "truncate",
-    "unique",
-    "upper",
-    "urlencode",
-]
-_FILTERS: dict[str, Any] = {**{name: FILTERS[name] for name in _JINJA_FILTERS}, **_OWN_FILTERS}
-_TESTS: dict[str, Any] = {
-    **{name: TESTS[name] for name in ["defined", "undefined", "none", "boolean", "number", "string", "mapping", "in"]},
-    "sequence": lambda value: isinstance(value, list | str),
-    "startswith": lambda value, prefix: str(value).startswith(prefix),
-    "endswith": lambda value, suffix: str(value).endswith(suffix),
-}
-FILTERS_KNOWN: Final = frozenset(_FILTERS)
-TESTS_KNOWN: Final = frozenset(_TESTS)
-
 _ENVIRONMENT: Final = _Environment(keep_trailing_newline=True, cache_size=0, undefined=StrictUndefined)
-_ENVIRONMENT.filters = dict(_FILTERS)
-_ENVIRONMENT.tests = dict(_TESTS)
+_ENVIRONMENT.filters = dict(FILTERS)
+_ENVIRONMENT.tests = dict(TESTS)
 _CONTEXT: Final = Context(_ENVIRONMENT, {}, None, {})
 """Empty: filters like `map` want one, to find filters by name."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from runner.diagnostics import Diagnostic, did_you_mean
-from runner.expressions import FILTERS_KNOWN, TESTS_KNOWN, ExpressionSyntaxError
+from runner.expressions import ExpressionSyntaxError
+from runner.filters import FILTERS_KNOWN, TESTS_KNOWN
 from runner.source import ScalarNode
 
 _OPERATORS = {

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.errors import ExpressionError
-from runner.expressions import as_text
 from runner.message import MAX_BODY_BYTES, Meta, Outgoing, encode_json, event_message, new_id
 from runner.plan import Event
 from runner.records import EventRecord
+from runner.values import as_text
 
 MAX_HEADER_BYTES = 32 * 1024
 """All headers must fit one AMQP frame, or the broker closes the connection."""

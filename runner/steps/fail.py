@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from runner.expressions import Scope, as_text
+from runner.expressions import Scope
 from runner.outcome import Failed
 from runner.plan import Fail
 from runner.records import Error
+from runner.values import as_text
 
 
 def build(step: Fail, scope: Scope) -> Failed:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # layer | modules | may import. A layer may import itself only where it says so; a package's own files always may.
 LAYERS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "words": (
-        ("source", "diagnostics", "expressions", "plan", "message", "records", "errors", "outcome", "handler", "times",
+        ("source", "diagnostics", "expressions", "filters", "values", "plan", "message", "records", "errors", "outcome", "handler", "times",
          "topics"),
         frozenset({"words"}),
     ),
@@ -47,7 +47,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "yarl": ("transports.rabbitmq",),
     "asyncpg": ("handlers.sql", "stores.postgres"),
     "yaml": ("lang",),
-    "jinja2": ("expressions",),
+    "jinja2": ("expressions", "filters", "values"),
     "jsonschema_rs": ("lang",),
     "sqlite3": ("sqlite_file", "stores", "transports.embedded", "handlers.sql"),
     "click": ("cli",),
