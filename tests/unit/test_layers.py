@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # layer | modules | may import. A layer may import itself only where it says so; a package's own files always may.
 LAYERS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "words": (
-        ("source", "diagnostics", "expressions", "filters", "values", "plan", "message", "records", "errors", "outcome", "handler", "times",
+        ("source", "diagnostics", "expressions", "filters", "values",
+         "plan", "message", "records", "errors", "outcome", "handler", "times",
          "topics"),
         frozenset({"words"}),
     ),
