@@ -6,12 +6,12 @@ no number, and bytes as base64. PostgreSQL's `json` and `jsonb` are values both 
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import math
+from collections.abc import Callable
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from datetime import UTC, date, datetime, time, timedelta
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -31,6 +31,7 @@ CONNECT_TIMEOUT_S = 10.0
 BUSY_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0
 
+T = TypeVar("T")
 Params = list[Any] | dict[str, Any] | None
 
 # https://www.sqlite.org/rescode.html: BUSY, LOCKED, IOERR, FULL, CANTOPEN, PROTOCOL
@@ -56,7 +57,7 @@ async def query(ctx: Context, *, url: str, sql: str, params: Params = None) -> l
     runs read-only: one that writes fails.
     """
     if url.startswith("sqlite:"):
-        return await asyncio.to_thread(_sqlite_query, url, sql, params)
+        return await _in_thread(_sqlite_query, url, sql, params)
     async with _postgres(url, sql, params) as (connection, statement, arguments):
         async with connection.transaction(readonly=True):
             rows = await statement.fetch(*arguments)
@@ -71,7 +72,7 @@ async def execute(ctx: Context, *, url: str, sql: str, params: Params = None) ->
     such that the second time changes nothing.
     """
     if url.startswith("sqlite:"):
-        return await asyncio.to_thread(_sqlite_execute, url, sql, params)
+        return await _in_thread(_sqlite_execute, url, sql, params)
     async with _postgres(url, sql, params) as (_, statement, arguments):
         await statement.fetch(*arguments)
         return Executed(rows_affected=_rows_affected(statement.get_statusmsg()))
@@ -81,6 +82,12 @@ def _rows_affected(command_tag: str | None) -> int:
     """From PostgreSQL's answer, as `INSERT 0 3` or `CREATE TABLE`."""
     word, *rest = (command_tag or "").split() or [""]
     return int(rest[-1]) if word in _COUNTED and rest else 0
+
+
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    import asyncio  # only for who calls it: `validate` just looks at signatures
+
+    return await asyncio.to_thread(work, *arguments)
 
 
 def _sqlite_query(url: str, sql: str, params: Params) -> list[dict[str, Any]]:
