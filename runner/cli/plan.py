@@ -42,10 +42,13 @@ def _text(plan: Plan) -> Iterator[str]:
         yield ""
         yield from _program(program)
     yield ""
-    yield (
-        f"{len(topology.exchanges)} exchanges, {len(topology.queues)} queues, {len(topology.bindings)} bindings, "
-        f"{len(plan.programs)} programs."
+    counts = (
+        (len(topology.exchanges), "exchange"),
+        (len(topology.queues), "queue"),
+        (len(topology.bindings), "binding"),
+        (len(plan.programs), "program"),
     )
+    yield ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts) + "."
 
 
 def _program(program: Program) -> Iterator[str]:

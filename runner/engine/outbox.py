@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
 from runner.errors import StoreError, TransportError
 from runner.ports import Store, Transport
+from runner.records import OutboxRow
 
 BATCH = 500
+BATCH_BYTES = 4 * 1024 * 1024
 RETRY_REFUSED_S = 5.0
 PAUSE_S = 1.0
 
@@ -73,6 +75,11 @@ class Outbox:
         rows = await self._store.outbox(BATCH, refused=refused)
         if not rows:
             return False
+        for batch in _by_size(rows):
+            await self._send(batch)
+        return True
+
+    async def _send(self, rows: Sequence[OutboxRow]) -> None:
         results = await _patiently(lambda: self._transport.publish([row.outgoing for row in rows]))
         for row, reason in zip(rows, results, strict=True):
             if reason is not None and row.reason is None:
@@ -80,7 +87,6 @@ class Outbox:
                 _log.warning("%s %s stays in the outbox: %s", name, ident, reason)
         marks = {row.position: reason for row, reason in zip(rows, results, strict=True)}
         await _patiently(lambda: self._store.sent(marks))
-        return True
 
     async def _safely(self, work: Callable[[], Awaitable[None]]) -> bool:
         try:
@@ -103,3 +109,18 @@ async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
         except (TransportError, StoreError) as error:
             _log.warning("%s; trying again", error)
             await asyncio.sleep(PAUSE_S)
+
+
+def _by_size(rows: Sequence[OutboxRow]) -> Iterator[list[OutboxRow]]:
+    """Batches small enough to be confirmed within a publish's timeout, also on a slow line: what is not is sent
+    again, whole."""
+    batch: list[OutboxRow] = []
+    size = 0
+    for row in rows:
+        if batch and size + len(row.outgoing.body) > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += len(row.outgoing.body)
+    if batch:
+        yield batch

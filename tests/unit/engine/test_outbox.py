@@ -109,3 +109,19 @@ async def test_what_no_queue_takes_stays_with_its_reason_and_goes_out_once_one_d
 
     assert await transport.depth(["later"]) == 1
     assert (await store.backlog()).refused == 0
+
+
+async def test_large_messages_go_out_in_batches_that_a_slow_line_can_confirm(parts: Any) -> None:
+    store, transport = parts
+    large = tuple(outgoing(n, body=b"x" * 1_500_000) for n in range(5))
+    await store.commit(begin(1, outgoing=large))
+    sizes: list[int] = []
+
+    class Watched:
+        async def publish(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
+            sizes.append(sum(len(message.body) for message in messages))
+            return await transport.publish(messages)
+
+    await run_until_flushed(Outbox(store, Watched()))  # type: ignore[arg-type]
+    assert sizes == [3_000_000, 3_000_000, 1_500_000]
+    assert await transport.depth(["q"]) == 5
