@@ -174,12 +174,13 @@ def _say_what_was_done(worker: Worker) -> None:
     _log.info("stopped: %s", ", ".join(parts))
 
 
-def _watch(run: Run, change: Change) -> None:
+def _watch(run: Run, change: Change | None) -> None:
     if not _log.isEnabledFor(logging.INFO):
         return
-    meta = run.started.trigger
-    trigger = f"{meta.type} {meta.subject or meta.id}"
-    for line in story.change_lines(change, run.program.name, trigger, stream=sys.stderr):
+    if change is None:
+        _log.info("%s", story.begin_line(run.started, stream=sys.stderr))
+        return
+    for line in story.change_lines(change, run.program.name, stream=sys.stderr):
         _log.info("%s", line)
 
 

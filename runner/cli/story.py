@@ -14,6 +14,7 @@ from runner.records import (
     ErrorCaught,
     Record,
     RunFailed,
+    RunStarted,
     StepFinished,
     StepState,
     StoredRun,
@@ -27,11 +28,16 @@ def short(run_id: str) -> str:
     return run_id[:8]
 
 
-def change_lines(change: Change, handler: str, trigger: str, *, stream: object = None) -> Iterator[str]:
+def begin_line(started: RunStarted, *, stream: object = None) -> str:
+    """That a run begins, and with what."""
+    meta = started.trigger
+    begins = paint("begins", "bold", stream=stream)
+    return f"{short(started.run_id)} {started.handler}  {begins}  {printable(f'{meta.type} {meta.subject or meta.id}')}"
+
+
+def change_lines(change: Change, handler: str, *, stream: object = None) -> Iterator[str]:
     """What a commit says, a line a fact, each with the run that it is of."""
     head = f"{short(change.run_id)} {handler}"
-    if change.started is not None:
-        yield f"{head}  {paint('begins', 'bold', stream=stream)}  {trigger}"
     for record in change.records:
         text = _line(record, stream)
         if text is not None:

@@ -31,8 +31,8 @@ PAUSE_S = 1.0
 
 _log = logging.getLogger("flowrun.worker")
 
-Watch = Callable[[Run, Change], None]
-"""Is told every committed change, for logs."""
+Watch = Callable[[Run, Change | None], None]
+"""Is told that a run begins (None), before its first step, and then every committed change: for logs."""
 
 
 @dataclass(slots=True)
@@ -237,6 +237,7 @@ class Worker:
 
     async def _begin(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
         run = self._make(self._plan, program, started)
+        self._watch(run, None)
         # A redelivered message may have crashed a process: own it first, so that the next crash is counted.
         if delivery.redelivered and not await run.commit():
             raise NotOurs
