@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.errors import SettingsError
+from runner.errors import NotFoundError, SettingsError
 from runner.lang.compile import Compilation, compile_project
 from runner.lang.load import Sources
 from runner.plan import Plan, Program
@@ -161,6 +161,17 @@ def open_store(settings: Settings, file: SqliteFile | None) -> AnyStore:
     from runner.stores.postgres import PostgresStore
 
     return PostgresStore(settings.store, settings.project)
+
+
+def standing_store(settings: Settings) -> AnyStore:
+    """The store, to be entered, for a command that only looks: a file that is not there yet is not made.
+
+    Raises NotFoundError.
+    """
+    file = store_file(settings)
+    if file is not None and not Path(file.path).exists():
+        raise NotFoundError(f"there is no store at {file.path} yet", hint="flowrun start makes it")
+    return open_store(settings, file)
 
 
 def open_transport(settings: Settings, file: SqliteFile | None) -> Transport:

@@ -106,10 +106,9 @@ class RunFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
 
 
 class UndoFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="undo"):
-    """A compensation's result. `index` counts a step's compensations from 0."""
+    """A compensation's result; `step_id` is its own: the step's, and its place in the step's list."""
 
     step_id: str
-    index: int
     action: str
     state: StepState
     attempts: int

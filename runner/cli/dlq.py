@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from runner.app import App, open_store, store_file
+from runner.app import App, standing_store
 from runner.cli import options, output, story
 from runner.engine.intake import second_chance
 from runner.errors import NotFoundError, SettingsError
 from runner.lang.report import printable
-from runner.ports import AnyStore, DeadLetterStore
+from runner.ports import DeadLetterStore
 from runner.records import DeadLetter
 from runner.settings import Settings, load_settings
 
@@ -149,20 +149,13 @@ def _chosen(
     return asyncio.run(_read(settings, reason, handler, EVERY))
 
 
-def _opened(settings: Settings) -> AnyStore:
-    file = store_file(settings)
-    if file is not None and not Path(file.path).exists():
-        raise NotFoundError(f"there is no store at {file.path} yet", hint="flowrun start makes it")
-    return open_store(settings, file)
-
-
 async def _read(settings: Settings, reason: str | None, handler: str | None, limit: int) -> list[DeadLetter]:
-    async with _opened(settings) as store:
+    async with standing_store(settings) as store:
         return list(await store.dead_letters(limit=limit, reason=reason, handler=handler))
 
 
 async def _named(settings: Settings, idents: tuple[str, ...]) -> list[DeadLetter]:
-    async with _opened(settings) as store:
+    async with standing_store(settings) as store:
         return [await _one(store, ident) for ident in idents]
 
 
@@ -190,7 +183,7 @@ async def _retry(settings: Settings, letters: list[DeadLetter]) -> None:
 
 
 async def _drop(settings: Settings, letters: list[DeadLetter]) -> None:
-    async with _opened(settings) as store:
+    async with standing_store(settings) as store:
         await store.drop(letters)
 
 

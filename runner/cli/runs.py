@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from runner.app import open_store, store_file
+from runner.app import standing_store
 from runner.cli import options, output, story
 from runner.errors import NotFoundError
 from runner.ports import AnyStore
@@ -83,14 +83,11 @@ def show_command(run_id: str, root: Path, store: str | None, as_json: bool) -> N
 
 
 def _with_store(root: Path, store: str | None, ask: Callable[[AnyStore], Awaitable[T]]) -> T:
-    """Ask the project's store something; a file that is not there yet is not made."""
+    """Ask the project's store something."""
     settings = load_settings(root, store=store)
-    file = store_file(settings)
-    if file is not None and not Path(file.path).exists():
-        raise NotFoundError(f"there is no store at {file.path} yet", hint="flowrun start makes it")
 
     async def go() -> T:
-        async with open_store(settings, file) as opened:
+        async with standing_store(settings) as opened:
             return await ask(opened)
 
     return asyncio.run(go())

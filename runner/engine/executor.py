@@ -305,7 +305,6 @@ class Executor:
         run.note(
             UndoFinished(
                 step_id=undo.id,
-                index=0,
                 action=undo.action,
                 target=undo.target,
                 state=StepState.FAILED if failed else state,

@@ -49,7 +49,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """`env` and `secrets` as flows see them; secrets are read anew for every run."""
+    """`env` and `secrets` as flows see them; secrets are read anew whenever a run is taken up: for every attempt."""
 
     env: Callable[[tuple[str, ...]], Mapping[str, str]]
     secrets: Callable[[tuple[str, ...]], Mapping[str, str]]
@@ -179,15 +179,20 @@ class Worker:
                 await self._settle(delivery, accept=False)
                 return
             try:
-                await self._serve_one(lane.program, delivery)
+                await self._serve_or_bury(lane.program, delivery)
             except StoreError as error:
                 _log.error("%s; the message goes back to its queue", error)
                 await asyncio.sleep(PAUSE_S)
                 await self._settle(delivery, accept=False)
-            except Exception as error:
-                _log.exception("internal error, please report it; the message is a dead letter")
-                fault = EnvelopeError("internal", f"{type(error).__name__}: {error}")
-                await self._bury(lane.program, delivery, fault)
+
+    async def _serve_or_bury(self, program: Program, delivery: Delivery) -> None:
+        try:
+            await self._serve_one(program, delivery)
+        except StoreError:
+            raise
+        except Exception as error:
+            _log.exception("internal error, please report it; the message is a dead letter")
+            await self._bury(program, delivery, EnvelopeError("internal", f"{type(error).__name__}: {error}"))
 
     async def _serve_one(self, program: Program, delivery: Delivery) -> None:
         now = self._clock.now()

@@ -174,7 +174,6 @@ _ALL_RECORDS: tuple[Record, ...] = (
     RunFailed(error=_ERROR, failed_at=at(3)),
     UndoFinished(
         step_id="step-1",
-        index=0,
         action="use",
         state=StepState.FAILED,
         attempts=2,

@@ -189,3 +189,14 @@ class BreaksOnce:
             self.broke = True
             raise ZeroDivisionError
         return await self._inner.commit(change)
+
+
+async def test_a_message_that_meets_an_internal_error_while_the_store_is_away_is_not_forgotten() -> None:
+    bench = Bench()
+    away = Failing(bench.store, "bury", StoreError("away"))
+    async with bench.working(store=lambda _: away) as worker:
+        worker._reader = Failing(bench.store, "known", ZeroDivisionError())
+        await bench.send("a", "b")
+        await bench.until_all_done(worker, 2)
+    assert away.left == 0
+    assert len(bench.calls) == len(set(bench.calls)) == 4
