@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.environment import read_env, read_secrets
 from runner.errors import NotFoundError, SettingsError
 from runner.lang.compile import Compilation, compile_project
 from runner.lang.load import Sources
-from runner.plan import Plan, Program
+from runner.plan import Plan, Program, Topology
 from runner.settings import FILE, Settings, mask_url, project_name, read_file
 
 if TYPE_CHECKING:
-    from runner.engine.worker import Watch, Worker
-    from runner.ports import AnyStore, Transport
+    from runner.engine.outbox import Outbox
+    from runner.engine.run import Run
+    from runner.engine.runs import Environment, Runs, Watch
+    from runner.engine.suspects import Suspects
+    from runner.engine.worker import Worker
+    from runner.ports import AnyStore, AnyTransport
+    from runner.records import Change
     from runner.registry import Registry
     from runner.sqlite_file import SqliteFile
 
@@ -29,6 +35,22 @@ class Project:
 
     compilation: Compilation
     registry: Registry | None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of a project without errors."""
+        assert self.compilation.plan is not None
+        return self.compilation.plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """What a process runs, whom it tells, and what may not be seen in what it says."""
+
+    programs: tuple[Program, ...]
+    watch: Watch
+    mask: Callable[[str], str]
+    on_suspects: Callable[[], None]
 
 
 def load_project(
@@ -81,48 +103,97 @@ class App:
             self._stack = stack.pop_all()
         return self
 
+    async def prepare(self, topology: Topology) -> None:
+        """Make the topology stand, as far as the settings let us. Raises TransportError or TopologyError."""
+        await self.transport.declare(topology)
+
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
-    async def worker(
-        self, project: Project, *, programs: tuple[Program, ...], watch: Watch, mask: Callable[[str], str]
-    ) -> Worker:
-        """A worker for these programs. Keeps the plan's sources, and compiles those of unfinished runs."""
+    async def worker(self, project: Project, role: Role) -> Worker:
+        """Consumes and runs. Keeps the plan's sources, and compiles those of unfinished runs."""
         from runner.clock import SystemClock
-        from runner.engine.executor import Executor
-        from runner.engine.worker import Environment, Worker
+        from runner.engine.worker import Worker
 
-        plan, registry = project.compilation.plan, project.registry
-        assert plan is not None
-        assert registry is not None
+        plan = project.plan
         for plan_hash, sources in plan.sources.items():
             await self.store.keep_plan(plan_hash, sources)
-        clock = SystemClock()
 
-        def executor(draining: Callable[[], bool]) -> Executor:
-            return Executor(
-                handlers=registry.handlers,
-                clock=clock,
-                random=random.random,
-                mask=mask,
-                draining=draining,
-            )
+        def runs(draining: Callable[[], bool], on_commit: Watch) -> Runs:
+            return self._runs(project, role, draining, on_commit)
+
+        return Worker(
+            plan=plan,
+            programs=role.programs,
+            only_these=len(role.programs) < len(plan.programs),
+            transport=self.transport,
+            store=self.store,
+            reader=self.store,
+            doorbell=self.store,
+            runs=runs,
+            environment=_environment(),
+            clock=SystemClock(),
+            watch=role.watch,
+            on_suspects=role.on_suspects,
+        )
+
+    def suspects(
+        self,
+        project: Project,
+        role: Role,
+        *,
+        outbox: Outbox,
+        draining: Callable[[], bool],
+        culprits: Collection[str],
+        tell: Callable[[str], None],
+    ) -> Suspects:
+        """Runs what processes died with, in a process of its own."""
+        from runner.clock import SystemClock
+        from runner.engine.suspects import Suspects
+
+        def on_commit(run: Run, change: Change | None) -> None:
+            role.watch(run, change)
+            if change is not None and change.outgoing:
+                outbox.poke()
+
+        some = len(role.programs) < len(project.plan.programs)
+        return Suspects(
+            runs=self._runs(project, role, draining, on_commit),
+            store=self.store,
+            reader=self.store,
+            outbox=outbox,
+            clock=SystemClock(),
+            handlers=[program.name for program in role.programs] if some else None,
+            culprits=culprits,
+            tell=tell,
+        )
+
+    def _runs(self, project: Project, role: Role, draining: Callable[[], bool], on_commit: Watch) -> Runs:
+        from runner.clock import SystemClock
+        from runner.engine.executor import Executor
+        from runner.engine.runs import Plans, Runs
+
+        plan, registry = project.plan, project.registry
+        assert registry is not None
 
         async def load_older() -> Mapping[str, Plan]:
             return self._older_plans(await self.store.unfinished_plans(), plan, registry)
 
-        return Worker(
-            plan=plan,
-            load_older=load_older,
-            programs=programs,
-            only_these=len(programs) < len(plan.programs),
-            transport=self.transport,
+        return Runs(
+            plans=Plans(present=plan, load_older=load_older),
             store=self.store,
             reader=self.store,
-            executor=executor,
-            environment=Environment(env=read_env, secrets=read_secrets),
-            clock=clock,
-            watch=watch,
+            control=self.store,
+            executor=Executor(
+                handlers=registry.handlers,
+                clock=SystemClock(),
+                random=random.random,
+                mask=role.mask,
+                draining=draining,
+            ),
+            environment=_environment(),
+            clock=SystemClock(),
+            on_commit=on_commit,
         )
 
     def _older_plans(self, kept: Mapping[str, Mapping[str, str]], plan: Plan, registry: Registry) -> dict[str, Plan]:
@@ -135,6 +206,12 @@ class App:
             if compilation.plan is not None:
                 older[plan_hash] = compilation.plan
         return older
+
+
+def _environment() -> Environment:
+    from runner.engine.runs import Environment
+
+    return Environment(env=read_env, secrets=read_secrets)
 
 
 def store_file(settings: Settings) -> SqliteFile | None:
@@ -174,7 +251,7 @@ def standing_store(settings: Settings) -> AnyStore:
     return open_store(settings, file)
 
 
-def open_transport(settings: Settings, file: SqliteFile | None) -> Transport:
+def open_transport(settings: Settings, file: SqliteFile | None) -> AnyTransport:
     """The transport that the settings name, to be entered; the embedded broker lives in `file`."""
     if settings.brokers == ("embedded:",):
         if file is None:
@@ -191,55 +268,3 @@ def open_transport(settings: Settings, file: SqliteFile | None) -> Transport:
 
     name = f"flowrun:{settings.project}:{os.uname().nodename}:{os.getpid()}"
     return RabbitTransport(settings.brokers, name=name)
-
-
-# --- env and secrets
-
-
-def read_env(names: tuple[str, ...]) -> dict[str, str]:
-    """Environment variables, those that are set."""
-    return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def read_secrets(names: tuple[str, ...]) -> dict[str, str]:
-    """Secrets: the variable `X`, or the file that `X_FILE` names; those that are there and can be read."""
-    found = {}
-    for name in names:
-        value = os.environ.get(name)
-        path = os.environ.get(f"{name}_FILE")
-        if value is None and path is not None:
-            with suppress(OSError, UnicodeDecodeError):
-                value = Path(path).read_text().rstrip("\n")
-        if value is not None:
-            found[name] = value
-    return found
-
-
-def check_environment(programs: Iterable[Program]) -> None:
-    """Raise SettingsError that lists every variable and secret the programs need and that is not there."""
-    missing: dict[str, str] = {}
-    for program in programs:
-        have = {**read_env(program.env), **read_secrets(program.secrets)}
-        for name in program.env:
-            if name not in have:
-                missing.setdefault(name, f"{name} ({program.flow})")
-        for name in program.secrets:
-            if name not in have:
-                unreadable = os.environ.get(f"{name}_FILE")
-                what = f"{name}_FILE={unreadable}, which cannot be read" if unreadable else f"{name} or {name}_FILE"
-                missing.setdefault(name, f"{what} ({program.flow})")
-    if missing:
-        raise SettingsError(f"not set: {', '.join(missing.values())}", hint="the flows say so under uses:")
-
-
-def masker(programs: Iterable[Program]) -> Callable[[str], str]:
-    """A function that replaces the programs' secrets, as they are now, in a text."""
-    names = tuple({name for program in programs for name in program.secrets})
-
-    def mask(text: str) -> str:
-        for value in read_secrets(names).values():
-            if value:
-                text = text.replace(value, "***")
-        return text
-
-    return mask

@@ -3,7 +3,9 @@
 FlowrunError                  what a command reports in one line, with an exit code
 ├── SettingsError             flowrun.yaml, a flag or a variable is wrong            (exit 2)
 ├── NotFoundError             there is no such run, event, handler …                 (exit 1)
+├── RefusedError              it is not in a state in which that can be done         (exit 1)
 ├── StoreError                the store cannot be reached or used                    (exit 69)
+│   └── OwnershipError        a run is not ours any more
 └── TransportError            the broker cannot be reached or refuses                (exit 69)
     └── TopologyError         a queue or exchange stands with other arguments        (exit 1)
 
@@ -41,6 +43,12 @@ class NotFoundError(FlowrunError):
     exit_code = 1
 
 
+class RefusedError(FlowrunError):
+    """What was asked for cannot be done to a run as it stands."""
+
+    exit_code = 1
+
+
 class StoreError(FlowrunError):
     """The store cannot be reached, read or written."""
 
@@ -48,7 +56,12 @@ class StoreError(FlowrunError):
 
 
 class OwnershipError(StoreError):
-    """The run is not ours any more: our lease had run out, and another runner has taken it over."""
+    """The run is not ours any more: our lease had run out, or a person has taken it."""
+
+    @classmethod
+    def of(cls, run_id: str) -> OwnershipError:
+        """The error for that run."""
+        return cls(f"run {run_id} has been taken over by another runner, or by a person")
 
 
 class TransportError(FlowrunError):

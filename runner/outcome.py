@@ -18,11 +18,13 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It failed for good, or for this attempt. `of_run` failures no step can catch (the run's timeout)."""
+    """It failed for good, or for this attempt. `of_run` failures no step can catch (the run's timeout). `unknown`:
+    nobody can tell whether it had its effect."""
 
     error: Error
     retry_after_s: float | None = None
     of_run: bool = False
+    unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,30 @@ class Binding:
     queue: str
     pattern: str
 
+    def __str__(self) -> str:
+        return f"{self.exchange} → {self.queue} ({self.pattern})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """How one broker object stands, against the plan.
+
+    `change` is what it takes: `none`; `additive`, start makes it; `needs drain`, it must be emptied, deleted and
+    made anew; `destructive`, deleting it takes bindings or messages with it; `unknown`, the broker does not say.
+    `messages` are those in a queue.
+    """
+
+    kind: Literal["exchange", "queue", "binding"]
+    name: str
+    change: Literal["none", "additive", "needs drain", "destructive", "unknown"]
+    detail: str = ""
+    messages: int | None = None
+
+    @property
+    def is_drift(self) -> bool:
+        """It stands, and otherwise than planned: start would refuse it."""
+        return self.change in ("needs drain", "destructive")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
@@ -109,6 +133,8 @@ class Use(Step):
     inputs: Evaluate
     timeout_s: float
     retry: RetryPolicy
+    irreversible: bool = False
+    pivot: bool = False
     action: str = "use"
 
     @property
@@ -123,6 +149,7 @@ class Emit(Step):
 
     event: str
     data: Evaluate
+    pivot: bool = False
     action: str = "emit"
 
     @property
@@ -186,9 +213,20 @@ class Catch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undo:
-    """One compensation of a step, itself a `use` or an `emit`."""
+    """One compensation of a step, itself a `use` or an `emit`. `attempted`: done also where the step was tried and
+    its result is unknown."""
 
     step: Use | Emit
+    attempted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency:
+    """Messages that give the same `key` begin one run; it bars others until `ttl_s` after its end."""
+
+    key: Evaluate
+    ttl_s: float
+    on_duplicate: Literal["skip", "fail"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +251,7 @@ class Program:
     concurrency: int
     plan_hash: str
     span: Span
+    idempotency: Idempotency | None = None
     env: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
 
@@ -239,6 +278,8 @@ class Plan:
     events: Mapping[str, Event]
     programs: Mapping[str, Program]
     topology: Topology
+    net: str
+    """The queue into which the broker's own dead letters fall."""
     sources: Mapping[str, Mapping[str, str]]
     """For each plan hash, the texts (by file name) of the flow and of the schemas it uses."""
 

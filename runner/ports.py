@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 from runner.handler import Context
 from runner.message import Delivery, Outgoing
-from runner.plan import Topology
+from runner.plan import Difference, Topology
 from runner.records import (
     Backlog,
     Change,
     DeadLetter,
+    Intervention,
     OutboxRow,
     RunSummary,
     StoredRun,
@@ -61,6 +62,22 @@ class Transport(AbstractAsyncContextManager["Transport"], Protocol):
         ...
 
 
+class TopologyReader(Protocol):
+    """What one may ask of a broker without changing anything in it."""
+
+    async def compare(self, topology: Topology) -> Sequence[Difference]:
+        """How each object of the topology stands, in its order. Raises TransportError."""
+        ...
+
+
+class AnyTransport(Transport, TopologyReader, Protocol):
+    """All that flowrun asks of a transport."""
+
+    async def __aenter__(self) -> AnyTransport:
+        """See `Transport`."""
+        ...
+
+
 class Store(AbstractAsyncContextManager["Store"], Protocol):
     """Runs, their records, the event log, the outbox and the dead letters. Safe from many tasks.
 
@@ -68,19 +85,24 @@ class Store(AbstractAsyncContextManager["Store"], Protocol):
     """
 
     async def commit(self, change: Change) -> bool:
-        """Make a change durable, all of it or nothing. False, and nothing done, if `change.started` begins a
-        run that stands already. Concurrent commits share one transaction."""
+        """Make a change durable, all of it or nothing. Concurrent commits share one transaction.
+
+        False, and nothing done, if `change.started` begins a run that stands already, or whose key another run of
+        the handler holds. Raises OwnershipError if the run is not this store's (any more).
+        """
         ...
 
     async def bury(self, letter: DeadLetter) -> None:
         """Make a dead letter durable; of the same id there is one, as it came last."""
         ...
 
-    async def take(self, now: datetime, limit: int, *, handlers: Collection[str] | None = None) -> Sequence[StoredRun]:
+    async def take(
+        self, now: datetime, limit: int, *, handlers: Collection[str] | None = None, suspects: bool = False
+    ) -> Sequence[StoredRun]:
         """Own and return runs that are due, and those whose runner died (their crash is counted first, up to
         `SUSPECT_CRASHES`: of a suspect, only those crashes count that it was alone in).
 
-        With `handlers`, only runs of these.
+        With `handlers`, only runs of these. Suspects that are due are for who asks for `suspects`, and only they.
         """
         ...
 
@@ -97,8 +119,10 @@ class Store(AbstractAsyncContextManager["Store"], Protocol):
 class StoreReader(Protocol):
     """What one may ask of a store without owning anything in it."""
 
-    async def runs(self, *, limit: int, state: str | None = None, handler: str | None = None) -> Sequence[RunSummary]:
-        """Runs, newest first."""
+    async def runs(
+        self, *, limit: int, state: str | None = None, handler: str | None = None, error: str | None = None
+    ) -> Sequence[RunSummary]:
+        """Runs, newest first; with `error`, those whose error has that type."""
         ...
 
     async def run(self, run_id: str) -> StoredRun | None:
@@ -109,13 +133,50 @@ class StoreReader(Protocol):
         """Whether that run stands."""
         ...
 
+    async def holder(self, handler: str, key: str, now: datetime) -> str | None:
+        """The run that holds this idempotency key of the handler, or held it last and still bars it."""
+        ...
+
     async def backlog(self, *, handlers: Collection[str] | None = None) -> Backlog:
         """What is left to do; with `handlers`, only their runs are counted."""
         ...
 
 
+class RunControl(Protocol):
+    """What persons do to runs, and what runners know of each other."""
+
+    @property
+    def owner(self) -> str:
+        """The name under which this store owns its runs."""
+        ...
+
+    async def seize(self, run_id: str) -> StoredRun | None:
+        """Own a run, whoever owns it, final or not: its former owner can commit nothing more to it."""
+        ...
+
+    async def request(self, run_id: str, request: Intervention) -> bool:
+        """Ask whoever runs it; one that is parked becomes due. False if it is final, or not there."""
+        ...
+
+    async def requests(self) -> Mapping[str, Intervention]:
+        """What is asked of the runs that this store owns, by run id."""
+        ...
+
+    async def forget_dead(self, owners: Collection[str]) -> None:
+        """These owners' processes are dead for certain: their runs need not wait for a lease to run out."""
+        ...
+
+
+class Doorbell(Protocol):
+    """Tells at once what polling would find out later."""
+
+    def on_ring(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when another process may have left something to do; some stores never do."""
+        ...
+
+
 class DeadLetterStore(Protocol):
-    """The messages that could not begin a run."""
+    """The messages that went nowhere: those that could not begin a run, those that the broker would not take."""
 
     async def dead_letters(
         self, *, limit: int, reason: str | None = None, handler: str | None = None
@@ -131,6 +192,10 @@ class DeadLetterStore(Protocol):
         """Forget them, for good; one that has come again since stays."""
         ...
 
+    async def refused(self, limit: int) -> Sequence[OutboxRow]:
+        """Messages that the broker would not take, with its reason, oldest first; they stay in the outbox."""
+        ...
+
 
 class PlanStore(Protocol):
     """Keeps the sources of plans, so that a run can end by the plan that it began with."""
@@ -144,7 +209,7 @@ class PlanStore(Protocol):
         ...
 
 
-class AnyStore(Store, StoreReader, DeadLetterStore, PlanStore, Protocol):
+class AnyStore(Store, StoreReader, RunControl, Doorbell, DeadLetterStore, PlanStore, Protocol):
     """All that the engine and the commands ask of a store."""
 
     async def __aenter__(self) -> AnyStore:

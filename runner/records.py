@@ -6,7 +6,7 @@ All are frozen; times are RFC 3339 texts in UTC, outputs JSON values.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,6 +23,7 @@ class RunState(StrEnum):
     FAILED = "failed"
     COMPENSATED = "compensated"
     COMPENSATION_FAILED = "compensation_failed"
+    CANCELLED = "cancelled"
 
     @property
     def is_final(self) -> bool:
@@ -30,7 +31,15 @@ class RunState(StrEnum):
         return self in _FINAL
 
 
-_FINAL = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.COMPENSATED, RunState.COMPENSATION_FAILED})
+_FINAL = frozenset(
+    {
+        RunState.COMPLETED,
+        RunState.FAILED,
+        RunState.COMPENSATED,
+        RunState.COMPENSATION_FAILED,
+        RunState.CANCELLED,
+    }
+)
 
 
 class StepState(StrEnum):
@@ -38,6 +47,7 @@ class StepState(StrEnum):
 
     COMPLETED = "completed"
     FAILED = "failed"
+    CANCELLED = "cancelled"
     SKIPPED = "skipped"
 
 
@@ -52,9 +62,10 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step"):
-    """A step's result, for good. It is never run again in this run.
+    """A step's result, for good. It is never run again in this run, unless a person says so.
 
-    `target` is what the action names: a handler, an event.
+    `target` is what the action names: a handler, an event. `pivot`: with it the run has passed the point of no
+    return. `unknown`: it failed, and may have had its effect all the same.
     """
 
     step_id: str
@@ -66,6 +77,16 @@ class StepFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     output: Any = None
     error: Error | None = None
     target: str = ""
+    pivot: bool = False
+    unknown: bool = False
+
+
+class AttemptBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="begun"):
+    """An attempt begins of which nobody may ever hear the end: the run has met crashes before."""
+
+    step_id: str
+    attempt: int
+    started_at: str
 
 
 class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="attempt"):
@@ -78,6 +99,7 @@ class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     retry_at: str
     error: Error
     undo: bool = False
+    unknown: bool = False
 
 
 class BranchTaken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="branch"):
@@ -96,13 +118,15 @@ class ErrorCaught(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     attempts: int
     started_at: str
     failed_at: str
+    unknown: bool = False
 
 
 class RunFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
-    """The run's own steps are over; from here it undoes what it did."""
+    """The run's own steps are over; from here it undoes what it did. `cancelled`: because a person said so."""
 
     error: Error
     failed_at: str
+    cancelled: bool = False
 
 
 class UndoFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="undo"):
@@ -119,11 +143,32 @@ class UndoFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     target: str = ""
 
 
-Record = StepFinished | AttemptFailed | BranchTaken | ErrorCaught | RunFailed | UndoFinished
+class Intervention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="intervention"):
+    """What a person did to a run: the audit. `by` is `user@host`; `reason` is theirs.
+
+    `was` is the run's state before. `from_step` is where a retry goes on, unless at the failed step; `anew` is the
+    run that a retry began instead.
+    """
+
+    action: Literal["retry", "cancel", "kill"]
+    by: str
+    at: str
+    was: RunState
+    reason: str | None = None
+    from_step: str | None = None
+    anew: str | None = None
+
+
+Record = (
+    StepFinished | AttemptBegun | AttemptFailed | BranchTaken | ErrorCaught | RunFailed | UndoFinished | Intervention
+)
 
 
 class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
-    """The beginning of a run: which message began it, by which plan. `data` is the payload as it came."""
+    """The beginning of a run: which message began it, by which plan. `data` is the payload as it came.
+
+    `key` is its idempotency key: while one run of the handler holds it, no other begins with it.
+    """
 
     run_id: str
     flow: str
@@ -133,6 +178,7 @@ class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
     started_at: str
     trace: dict[str, str] = {}
+    key: str | None = None
 
 
 class EventRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,16 +208,20 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str | None = None
 
 
+HELD = "9999"
+"""Until when a run that is not final holds its idempotency key: after any time."""
+
 SUSPECT_CRASHES = 2
-"""A run that so many processes died with is a suspect: from then on it runs alone, and who runs it counts."""
+"""A run that so many processes died with is a suspect: from then on it runs alone, in a process of its own."""
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What is committed together, or not at all.
 
-    `started` begins the run; the store refuses it if that run stands already. `first` is the number of the
-    first of `records` within the run. `due_at` parks the run until then, `finished_at` ends it. `suspect` counts a
-    crash beforehand; the change that next parks or ends the run, alive, takes it back.
+    `started` begins the run; the store refuses it if that run stands already, or if another one holds its key.
+    `first` is the number of the first of `records` within the run. `due_at` parks the run until then,
+    `finished_at` ends it; its key is then held until `key_until`, or free. `suspect` counts a crash beforehand;
+    the change that next parks or ends the run, alive, takes it back, and `forgive` takes back all.
     """
 
     run_id: str
@@ -184,11 +234,14 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     due_at: str | None = None
     finished_at: str | None = None
     error: Error | None = None
+    key_until: str | None = None
     suspect: bool = False
+    forgive: bool = False
 
 
 class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
-    """A run as the store has it. `crashes` counts the processes that died with it."""
+    """A run as the store has it. `crashes` counts the processes that died with it; `request` is what a person wants
+    to become of it."""
 
     started: RunStarted
     state: RunState
@@ -197,6 +250,7 @@ class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
     due_at: str | None = None
     finished_at: str | None = None
     error: Error | None = None
+    request: Intervention | None = None
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,9 +275,10 @@ class OutboxRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store still has to do, in numbers."""
+    """What a store still has to do, in numbers; `suspects` are among the `runs`."""
 
     runs: int
+    suspects: int
     outbox: int
     refused: int
     dead_letters: int

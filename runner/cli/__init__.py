@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -62,8 +64,16 @@ def flowrun(ctx: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Run the command; no user's mistake shows a traceback."""
+    sys.exit(guarded(lambda: flowrun.main(standalone_mode=False)))
+
+
+def guarded(work: Callable[[], Any]) -> int:
+    """Do it, say in plain words what goes wrong, and return the exit code."""
+    code: object = 0
     try:
-        code = flowrun.main(standalone_mode=False)
+        code = work()
+    except SystemExit as error:
+        code = error.code
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -83,7 +93,7 @@ def main() -> None:
         else:
             click.echo("flowrun --debug … shows where", err=True)
         code = 2
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def show_error(error: FlowrunError) -> None:

@@ -4,75 +4,124 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from runner import __version__
-from runner.app import App, Project, check_environment, masker
-from runner.cli import options, story
+from runner.app import App, Project, Role
+from runner.cli import guarded, options, story
 from runner.cli.compiled import compiled
+from runner.engine.outbox import Outbox
 from runner.engine.run import Run
 from runner.engine.worker import Worker
-from runner.errors import SettingsError
+from runner.environment import check_environment, masker
+from runner.errors import SettingsError, StoreError, TransportError
 from runner.lang.report import printable
 from runner.plan import Program
 from runner.records import Change
 from runner.settings import Settings, load_settings, mask_url
+from runner.supervisor import Post, Supervisor
 from runner.times import parse_duration_s
+from runner.watchdog import Watchdog
 
 IDLE_POLL_S = 0.05
+WAIT_POLL_S = 0.5
 DRAIN_TIMED_OUT = 75
 
 _log = logging.getLogger("flowrun")
+_PLAIN = ("flowrun", "flowrun.worker", "flowrun.outbox", "flowrun.watchdog")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """What the command line says."""
+
+    root: Path
+    flows: tuple[str, ...]
+    broker: str | None
+    store: str | None
+    until_idle: bool
+    grace_s: float
+    wait_s: float
+    level: int
 
 
 @click.command("start")
 @click.argument("flows", nargs=-1)
 @options.settings
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="How many processes run.")
 @click.option("--until-idle", is_flag=True, help="End when nothing is left to do.")
 @click.option("--grace", default="25s", show_default=True, help="How long to wait for running steps when stopped.")
+@click.option("--wait", default="0s", show_default=True, help="How long to wait for broker and store to be there.")
 @click.option("--quiet", "-q", is_flag=True, help="Log warnings only, not every step.")
 def command(
     flows: tuple[str, ...],
     root: Path,
     broker: str | None,
     store: str | None,
+    workers: int,
     until_idle: bool,
     grace: str,
+    wait: str,
     quiet: bool,
 ) -> None:
     """Run the project's flows until SIGINT or SIGTERM, then drain.
 
     FLOWS are names of flows; without them all are run. A second signal stops at once: what was running is
-    taken up by the next start.
+    taken up by the next start. A process that crashes is replaced; a message that it crashes with again and
+    again is put aside.
 
-    Exit codes: 0 drained, 1 invalid flows, 2 settings, 69 broker or store unreachable, 75 drain timed out.
+    Exit codes: 0 drained, 1 invalid flows or drift, 2 settings, 69 broker or store unreachable, 75 drain timed out.
     """
-    grace_s = parse_duration_s(grace)
-    if grace_s is None:
-        raise click.BadParameter(f'"{grace}" is not a duration; for example 25s', param_hint="--grace")
-    settings = load_settings(root, broker=broker, store=store)
-    project = compiled(root, settings.project)
-    programs = _programs(project, flows)
+    given = _Options(
+        root=root,
+        flows=flows,
+        broker=broker,
+        store=store,
+        until_idle=until_idle,
+        grace_s=_duration_s(grace, "--grace"),
+        wait_s=_duration_s(wait, "--wait"),
+        level=logging.WARNING if quiet else logging.INFO,
+    )
+    _set_up_logging(given.level, lambda text: text)
+    raise SystemExit(Supervisor(lambda post: guarded(lambda: _serve(given, post)), workers).run())
+
+
+def _duration_s(text: str, option: str) -> float:
+    seconds = parse_duration_s(text)
+    if seconds is None:
+        raise click.BadParameter(f'"{text}" is not a duration; for example 25s', param_hint=option)
+    return seconds
+
+
+# --- in a child
+
+
+def _serve(given: _Options, post: Post) -> int:
+    settings = load_settings(given.root, broker=given.broker, store=given.store)
+    project = compiled(given.root, settings.project)
+    programs = _programs(project, given.flows)
     check_environment(programs)
-    _set_up_logging(logging.WARNING if quiet else logging.INFO, programs)
-    raise SystemExit(_run(_start(settings, project, programs, until_idle=until_idle, grace_s=grace_s)))
+    mask = masker(programs)
+    _set_up_logging(given.level, mask, f"[worker {post.number}] " if post.of > 1 and post.number else "")
+    role = Role(programs=programs, watch=_watch, mask=mask, on_suspects=lambda: post.tell("suspects"))
+    work = _run_suspects if post.kind == "suspects" else _run_worker
+    return _run(_open(settings, project, role, given, post, work))
 
 
 def _programs(project: Project, flows: tuple[str, ...]) -> tuple[Program, ...]:
-    plan = project.compilation.plan
-    assert plan is not None
-    known = {program.flow for program in plan.programs.values()}
+    known = {program.flow for program in project.plan.programs.values()}
     for flow in flows:
         if flow not in known:
             raise SettingsError(f'there is no flow "{flow}"', hint=f"flows: {', '.join(sorted(known))}")
-    return tuple(p for p in plan.programs.values() if not flows or p.flow in flows)
+    return tuple(p for p in project.plan.programs.values() if not flows or p.flow in flows)
 
 
 def _run(main: Coroutine[None, None, int]) -> int:
@@ -83,45 +132,80 @@ def _run(main: Coroutine[None, None, int]) -> int:
     return int(uvloop.run(main))
 
 
-async def _start(
-    settings: Settings, project: Project, programs: tuple[Program, ...], *, until_idle: bool, grace_s: float
+async def _open(
+    settings: Settings,
+    project: Project,
+    role: Role,
+    given: _Options,
+    post: Post,
+    work: Callable[[App, Project, Role, _Options, Post, asyncio.Event], Awaitable[int]],
 ) -> int:
-    plan = project.compilation.plan
-    assert plan is not None
-    stop = _stop_on_signals()
-    async with App(settings) as app:
-        await app.transport.declare(plan.topology)
-        worker = await app.worker(project, programs=programs, watch=_watch, mask=masker(programs))
-        tasks = await worker.start()
-        _say_ready(settings, project, programs)
-        await _until(stop, worker, until_idle)
-        drained = await worker.drain(grace_s)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        _say_what_was_done(worker)
-        backlog = await app.store.backlog()
-        if backlog.refused:
-            _log.warning("%d messages stay in the outbox: no queue takes them", backlog.refused)
+    """Connect, and do this child's work until it is done, or until the parent's SIGTERM."""
+    Watchdog(post.parent)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with AsyncExitStack() as stack:
+        app = await _connected(settings, given.wait_s, stop, stack)
+        post.tell("owner", app.store.owner)
+        await app.store.forget_dead(post.dead)
+        return await work(app, project, role, given, post, stop)
+
+
+async def _connected(settings: Settings, wait_s: float, stop: asyncio.Event, stack: AsyncExitStack) -> App:
+    """The app, entered on `stack`, at the latest `wait_s` from now. Raises StoreError or TransportError."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + wait_s
+    while True:
+        try:
+            return await stack.enter_async_context(App(settings))
+        except (StoreError, TransportError) as error:
+            if clock() >= deadline or stop.is_set():
+                raise
+            _log.warning("%s; waiting for it", error)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_POLL_S):
+                await stop.wait()
+
+
+async def _run_worker(app: App, project: Project, role: Role, given: _Options, post: Post, stop: asyncio.Event) -> int:
+    await app.prepare(project.plan.topology)
+    worker = await app.worker(project, role)
+    tasks = await worker.start()
+    post.tell("ready")
+    if post.is_first:
+        _say_ready(app.settings, project, role.programs, post.of)
+    await _until(stop, worker, given.until_idle)
+    drained = await worker.drain(given.grace_s)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    _say_what_was_done(worker)
     if not drained:
         _log.warning("some steps did not end within the grace; the next start takes their runs up")
+    with suppress(StoreError):
+        backlog = await app.store.backlog()
+        if backlog.refused:
+            _log.warning("%d messages stay in the outbox: no queue takes them; see flowrun doctor", backlog.refused)
     return 0 if drained else DRAIN_TIMED_OUT
 
 
-def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-
-    def stopped() -> None:
-        if stop.is_set():
-            sys.stderr.write("stopped at once\n")
-            os._exit(130)
-        _log.info("stopping: running steps end first; a second signal stops at once")
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped)
-    return stop
+async def _run_suspects(
+    app: App, project: Project, role: Role, given: _Options, post: Post, stop: asyncio.Event
+) -> int:
+    outbox = Outbox(app.store, app.transport)
+    sending = asyncio.create_task(outbox.run())
+    suspects = app.suspects(
+        project,
+        role,
+        outbox=outbox,
+        draining=stop.is_set,
+        culprits=post.culprits,
+        tell=lambda run_id: post.tell("suspect", run_id),
+    )
+    await suspects.run(stop)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    return 0
 
 
 async def _until(stop: asyncio.Event, worker: Worker, until_idle: bool) -> None:
@@ -144,9 +228,7 @@ async def _until(stop: asyncio.Event, worker: Worker, until_idle: bool) -> None:
 # --- what is said
 
 
-def _say_ready(settings: Settings, project: Project, programs: tuple[Program, ...]) -> None:
-    plan = project.compilation.plan
-    assert plan is not None
+def _say_ready(settings: Settings, project: Project, programs: tuple[Program, ...], workers: int) -> None:
     brokers = ", ".join(mask_url(url) for url in settings.brokers)
     _log.info(
         "flowrun %s · project %s · broker %s · store %s",
@@ -156,8 +238,9 @@ def _say_ready(settings: Settings, project: Project, programs: tuple[Program, ..
         mask_url(settings.store),
     )
     served = sum(bool(program.routes) for program in programs)
-    _log.info("ready: %d handler%s waiting for events", served, " is" if served == 1 else "s are")
-    external = [event.name for event in plan.events.values() if event.external]
+    many = f", in {workers} processes" if workers > 1 else ""
+    _log.info("ready: %d handler%s waiting for events%s", served, " is" if served == 1 else "s are", many)
+    external = [event.name for event in project.plan.events.values() if event.external]
     if external:
         _log.info("in another terminal: flowrun emit %s --data '{…}'", external[0])
 
@@ -197,22 +280,20 @@ class _Formatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
         return "\n".join(printable(line) for line in super().formatException(ei).split("\n"))
 
+    def __init__(self, mask: Callable[[str], str], prefix: str) -> None:
+        super().__init__()
+        self._mask = mask
+        self._prefix = prefix
+
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        name = "" if record.name in ("flowrun", "flowrun.worker", "flowrun.outbox") else f"[{record.name}] "
-        return f"{self.formatTime(record)} {level}{name}{text}"
+        name = "" if record.name in _PLAIN else f"[{record.name}] "
+        return self._mask(f"{self.formatTime(record)} {self._prefix}{level}{name}{text}")
 
 
-def _set_up_logging(level: int, programs: tuple[Program, ...]) -> None:
-    mask = masker(programs)
+def _set_up_logging(level: int, mask: Callable[[str], str], prefix: str = "") -> None:
     handler = logging.StreamHandler(sys.stderr)
-    formatter = _Formatter()
-
-    class _Masked(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return mask(formatter.format(record))
-
-    handler.setFormatter(_Masked())
+    handler.setFormatter(_Formatter(mask, prefix))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("flowrun").setLevel(level)

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from runner.cli.output import paint, state
 from runner.lang.report import printable
 from runner.records import (
+    AttemptBegun,
     AttemptFailed,
     BranchTaken,
     Change,
     Error,
     ErrorCaught,
+    Intervention,
     Record,
     RunFailed,
     RunStarted,
@@ -64,7 +66,9 @@ def timeline(run: StoredRun) -> Iterator[str]:
     if run.due_at is not None:
         yield f"{paint('next', 'bold')}     goes on at {run.due_at}"
     if run.crashes:
-        yield f"{paint('crashes', 'bold')}  {run.crashes}: processes that died with it"
+        yield f"{paint('crashes', 'bold')}  {run.crashes}: processes that died while they had it"
+    if run.request is not None:
+        yield f"{paint('asked', 'bold')}    {printable(f'{run.request.action}, by {run.request.by}')}"
     yield ""
     yield f"{started.started_at}  begins"
     for record in run.records:
@@ -78,7 +82,7 @@ def timeline(run: StoredRun) -> Iterator[str]:
 def _line(record: Record, stream: object) -> str | None:
     """One record as a line; None for what nobody wants to read."""
     match record:
-        case BranchTaken():
+        case BranchTaken() | AttemptBegun():
             return None
         case StepFinished():
             return _step_line(record, stream)
@@ -90,8 +94,17 @@ def _line(record: Record, stream: object) -> str | None:
             return f"{mark} {record.step_id}  attempt {record.attempt} failed, again in {wait}  {_error(record.error)}"
         case ErrorCaught():
             return f"{paint('!', 'yellow', stream=stream)} {record.step_id}  caught  {_error(record.error)}"
+        case Intervention():
+            return f"{paint('☞', 'cyan', stream=stream)} {_intervention(record)}"
         case RunFailed():
             return paint(f"✗ fails  {_error(record.error)}", "red", stream=stream)
+
+
+def _intervention(record: Intervention) -> str:
+    where = f" from {record.from_step}" if record.from_step is not None else ""
+    anew = f" as {short(record.anew)}" if record.anew is not None else ""
+    why = f": {record.reason}" if record.reason else ""
+    return printable(f"{record.action}{where}{anew}, by {record.by}{why}")
 
 
 def _step_line(record: StepFinished, stream: object) -> str:
@@ -100,6 +113,8 @@ def _step_line(record: StepFinished, stream: object) -> str:
         return paint(f"- {what}  skipped", "bright_black", stream=stream)
     if record.state is StepState.COMPLETED:
         return f"{paint('✓', 'green', stream=stream)} {what}{_took(record)}"
+    if record.state is StepState.CANCELLED:
+        return f"{paint('✗', 'yellow', stream=stream)} {what}{_took(record)}  {_error(record.error)}"
     return f"{paint('✗', 'red', stream=stream)} {what}{_took(record)}  {_error(record.error)}"
 
 
@@ -119,6 +134,8 @@ def _time(record: Record) -> str:
             return record.finished_at
         case AttemptFailed() | RunFailed() | ErrorCaught():
             return record.failed_at
+        case Intervention():
+            return record.at
     return ""
 
 

@@ -6,11 +6,13 @@ recorded. Nothing is durable before `Run.commit`, and an effect begins only when
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from runner.engine.compensation import undo_plan
+from runner.engine.compensation import is_completed, undo_plan
 from runner.engine.retry import Random, delay_before_next, matches
 from runner.engine.run import Run
 from runner.errors import ExpressionError
@@ -21,6 +23,7 @@ from runner.outcome import Done, Failed, Outcome, Parked, Stopped
 from runner.plan import Emit, Fail, Set, Step, Stop, Switch, Use
 from runner.ports import Clock, Handler
 from runner.records import (
+    AttemptBegun,
     AttemptFailed,
     BranchTaken,
     Error,
@@ -70,15 +73,29 @@ class Executor:
         if run.history.failure is None:
             outcome = await self._block(run, run.program.steps, {})
             if isinstance(outcome, Failed):
-                run.note(RunFailed(error=outcome.error, failed_at=self._now_text()))
-                run.state = RunState.COMPENSATING
+                self._fail(run, outcome)
         if run.history.failure is not None:
             await self._undo_all(run)
         elif isinstance(outcome, Parked):
             waits = RunState.RUNNING if self._draining() else RunState.WAITING
             await self._commit(run, waits, due_at=outcome.due_at)
         else:
-            await self._commit(run, RunState.COMPLETED, finished_at=self._clock.now())
+            await self._end(run, RunState.COMPLETED)
+
+    def _fail(self, run: Run, failure: Failed) -> None:
+        cancelled = run.cancel if failure.error.type == "cancelled" and failure.of_run else None
+        if cancelled is not None:
+            run.note(cancelled)
+        run.note(RunFailed(error=failure.error, failed_at=self._now_text(), cancelled=cancelled is not None))
+        run.state = RunState.COMPENSATING
+
+    async def _end(self, run: Run, state: RunState, error: Error | None = None) -> None:
+        """The run is final. Its key bars others for a while, unless nothing is left of what it did."""
+        now = self._clock.now()
+        idempotency = run.program.idempotency
+        is_undone = state in (RunState.COMPENSATED, RunState.CANCELLED, RunState.FAILED) and not run.history.pivoted
+        until = None if idempotency is None or is_undone else now + timedelta(seconds=idempotency.ttl_s)
+        await self._commit(run, state, finished_at=now, error=error, key_until=until)
 
     # --- forward
 
@@ -100,11 +117,11 @@ class Executor:
         if run.owned and self._draining():
             return Parked(self._clock.now())
         started_at = self._started_at(run, step)
-        late = self._too_late(run, step)
-        if late is not None and step.id not in run.history.branches:
+        over = self._over(run, step)
+        if over is not None and step.id not in run.history.branches:
             tried = len(run.history.attempts.get(step.id, ()))
-            run.note(self._finished(run, step, StepState.FAILED, started_at, error=late.error, attempts=tried))
-            return late
+            run.note(self._finished(run, step, _state_of(over), started_at, error=over.error, attempts=tried))
+            return over
         outcome = await self._begin(run, step, extra)
         if outcome is None:
             run.note(self._skipped(step))
@@ -113,7 +130,7 @@ class Executor:
             return await self._failed(run, step, outcome, started_at, extra)
         if isinstance(outcome, Done | Stopped):
             output = outcome.output if isinstance(outcome, Done) else None
-            run.note(self._finished(run, step, StepState.COMPLETED, started_at, output=output))
+            run.note(self._finished(run, step, StepState.COMPLETED, started_at, output=output, pivot=_is_pivot(step)))
         return outcome
 
     async def _begin(self, run: Run, step: Step, extra: Extra) -> Outcome | None:
@@ -176,9 +193,12 @@ class Executor:
             return Failed(Error(type="invalid_input", message=message, retryable=False, step=step.id))
         failed = run.history.attempts.get(key, [])
         attempt = len(failed) + 1
+        started = self._clock.now()
+        if run.has_crashed:
+            run.note(AttemptBegun(step_id=key, attempt=attempt, started_at=rfc3339(started)))
         if run.must_commit:
             await self._commit(run)
-        started = self._clock.now()
+            started = self._clock.now()
         limit = self._attempt_limit(run, step, started)
         context = Context(
             run_id=run.id,
@@ -189,10 +209,23 @@ class Executor:
             correlation_id=run.started.trigger.correlation_id,
             logger=run.logger,
         )
-        outcome = await use.attempt(self._handlers[step.handler], context, inputs, limit)
+        outcome = await self._attempt(run, step, context, inputs, limit)
         if isinstance(outcome, Done):
             return Done(self._masked_value(outcome.output)) if run.program.secrets else outcome
-        return self._too_late(run, step) or self._retry(run, step, key, outcome, attempt, started)
+        if (over := self._over(run, step)) is not None:
+            return replace(over, unknown=outcome.unknown)
+        return self._retry(run, step, key, outcome, attempt, started)
+
+    async def _attempt(
+        self, run: Run, step: Use, context: Context, inputs: Mapping[str, Any], limit: float
+    ) -> Done | Failed:
+        try:
+            with run.attempting():
+                return await use.attempt(self._handlers[step.handler], context, inputs, limit)
+        except asyncio.CancelledError:
+            if not run.is_to_be_cancelled:
+                raise
+            return replace(_cancelled(run, step), unknown=True)
 
     def _retry(
         self, run: Run, step: Use, key: str, failure: Failed, attempt: int, started: datetime
@@ -215,10 +248,10 @@ class Executor:
                 retry_at=rfc3339(due_at),
                 error=failure.error,
                 undo=run.history.failure is not None,
+                unknown=failure.unknown,
             )
         )
-        deadline = run.deadline if run.history.failure is None else None
-        return Parked(due_at if deadline is None else min(due_at, deadline))
+        return Parked(due_at if run.deadline is None else min(due_at, run.deadline))
 
     # --- failure
 
@@ -235,10 +268,12 @@ class Executor:
                 attempts=self._attempts(run, step),
                 started_at=started_at,
                 failed_at=self._now_text(),
+                unknown=failure.unknown,
             )
             run.note(caught)
             return await self._catch(run, step, caught, extra)
-        run.note(self._finished(run, step, StepState.FAILED, started_at, error=failure.error))
+        record = self._finished(run, step, _state_of(failure), started_at, error=failure.error, unknown=failure.unknown)
+        run.note(record)
         return failure
 
     async def _catch(self, run: Run, step: Step, caught: ErrorCaught, extra: Extra) -> Outcome:
@@ -263,10 +298,13 @@ class Executor:
         return outcome
 
     async def _undo_all(self, run: Run) -> None:
-        """Undo what completed, in reverse; then `on_failure`; then the run is final."""
+        """Undo what completed, in reverse; then `on_failure`; then the run is final. Past a pivot, none of that."""
         history = run.history
         error = history.failure
         assert error is not None
+        if history.pivoted:
+            await self._end(run, RunState.FAILED, error)
+            return
         shown = {"error": _shown(error)}
         for step, undo in undo_plan(run.program, history):
             if undo.id in history.undone:
@@ -274,7 +312,8 @@ class Executor:
             if run.owned and self._draining():
                 await self._commit(run, RunState.COMPENSATING, due_at=self._clock.now(), error=error)
                 return
-            parked = await self._undo(run, undo, {**shown, "output": history.finished[step.id].output})
+            result = {"output": history.finished[step.id].output} if is_completed(history, step.id) else {}
+            parked = await self._undo(run, undo, {**shown, **result})
             if parked is not None:
                 await self._commit(run, RunState.COMPENSATING, due_at=parked.due_at, error=error)
                 return
@@ -282,7 +321,7 @@ class Executor:
         if isinstance(outcome, Parked):
             await self._commit(run, RunState.COMPENSATING, due_at=outcome.due_at, error=error)
             return
-        await self._commit(run, _final(run, outcome), finished_at=self._clock.now(), error=error)
+        await self._end(run, _final(run, outcome), error)
 
     async def _undo(self, run: Run, undo: Use | Emit, extra: Extra) -> Parked | None:
         started_at = self._started_at(run, undo)
@@ -329,6 +368,8 @@ class Executor:
         output: Any = None,
         error: Error | None = None,
         attempts: int | None = None,
+        pivot: bool = False,
+        unknown: bool = False,
     ) -> StepFinished:
         return StepFinished(
             step_id=step.id,
@@ -340,6 +381,8 @@ class Executor:
             finished_at=self._now_text(),
             output=output,
             error=error,
+            pivot=pivot,
+            unknown=unknown,
         )
 
     def _skipped(self, step: Step) -> StepFinished:
@@ -361,13 +404,14 @@ class Executor:
         return failed[0].started_at if failed else self._now_text()
 
     def _attempt_limit(self, run: Run, step: Use, now: datetime) -> float:
-        deadline = run.deadline if run.history.failure is None else None
+        deadline = run.deadline
         return step.timeout_s if deadline is None else min(step.timeout_s, (deadline - now).total_seconds())
 
-    def _too_late(self, run: Run, step: Step) -> Failed | None:
-        """The run's own timeout has passed; what undoes has none."""
-        deadline = run.deadline if run.history.failure is None else None
-        if deadline is None or self._clock.now() < deadline:
+    def _over(self, run: Run, step: Step) -> Failed | None:
+        """The run's own timeout has passed, or a person wants it cancelled."""
+        if run.is_to_be_cancelled:
+            return _cancelled(run, step)
+        if run.deadline is None or self._clock.now() < run.deadline:
             return None
         limit = run.program.timeout_s
         return Failed(
@@ -384,7 +428,7 @@ class Executor:
             details=self._masked_value(error.details),
             step=error.step,
         )
-        return Failed(clean, failure.retry_after_s, failure.of_run)
+        return replace(failure, error=clean)
 
     def _masked_value(self, value: Any) -> Any:
         match value:
@@ -402,6 +446,22 @@ class Executor:
     async def _commit(self, run: Run, state: RunState | None = None, **how: Any) -> None:
         if not await run.commit(state, **how):
             raise NotOurs
+
+
+def _cancelled(run: Run, step: Step) -> Failed:
+    assert run.cancel is not None
+    why = f": {run.cancel.reason}" if run.cancel.reason else ""
+    error = Error(type="cancelled", message=f"cancelled by {run.cancel.by}{why}", retryable=False, step=step.id)
+    return Failed(error, of_run=True)
+
+
+def _state_of(failure: Failed) -> StepState:
+    cancelled = failure.of_run and failure.error.type == "cancelled"
+    return StepState.CANCELLED if cancelled else StepState.FAILED
+
+
+def _is_pivot(step: Step) -> bool:
+    return isinstance(step, Use | Emit) and step.pivot
 
 
 def _own(value: Any) -> Any:
@@ -425,4 +485,6 @@ def _final(run: Run, outcome: Outcome) -> RunState:
     undone = {record.state for record in run.history.undone.values()}
     if isinstance(outcome, Failed) or StepState.FAILED in undone:
         return RunState.COMPENSATION_FAILED
+    if run.history.cancelled:
+        return RunState.CANCELLED
     return RunState.COMPENSATED if StepState.COMPLETED in undone else RunState.FAILED

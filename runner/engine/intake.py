@@ -28,6 +28,7 @@ from runner.records import DeadLetter, Error, RunStarted
 from runner.steps.emit import subject_of
 from runner.times import rfc3339
 from runner.topics import topic_matches
+from runner.values import as_text
 
 _LETTER_IDS = uuid.UUID("5b8c4f0a-3e0b-5b57-8d2d-6f3f1c8f2b90")
 
@@ -52,6 +53,7 @@ def read(plan: Plan, program: Program, delivery: Delivery, now: datetime, env: M
     }
     if not _wanted(program, event, scope):
         return None
+    key = _key(program, scope)
     meta = message.meta
     return RunStarted(
         run_id=run_id(program.name, meta.source, meta.id),
@@ -62,20 +64,21 @@ def read(plan: Plan, program: Program, delivery: Delivery, now: datetime, env: M
         data=message.data,
         started_at=rfc3339(now),
         trace=dict(message.trace),
+        key=key,
     )
 
 
-def dead_letter(program: Program, delivery: Delivery, fault: EnvelopeError, now: datetime) -> DeadLetter:
+def dead_letter(handler: str, delivery: Delivery, fault: EnvelopeError, now: datetime) -> DeadLetter:
     """The delivery, kept whole. The same message at the same handler is the same letter."""
     known, source = identity(delivery)
-    name = f"{program.name}\0{source}\0{known}\0{fault.reason}"
+    name = f"{handler}\0{source}\0{known}\0{fault.reason}"
     ident = uuid.uuid5(_LETTER_IDS, name) if known else uuid.uuid4()
     types = claimed_type(delivery)
     return DeadLetter(
         id=str(ident),
         reason=fault.reason,
         error=Error(type=fault.reason, message=str(fault), retryable=False),
-        handler=program.name,
+        handler=handler,
         type=types[0] if types else None,
         source=source,
         message_id=known,
@@ -88,6 +91,28 @@ def dead_letter(program: Program, delivery: Delivery, fault: EnvelopeError, now:
         app_id=delivery.properties.app_id,
         correlation_id=delivery.properties.correlation_id,
     )
+
+
+def fallen_letter(plan: Plan, delivery: Delivery, now: datetime) -> DeadLetter:
+    """A delivery from the broker's own net. Where it fell from, and why, is in the `x-death` that the broker wrote
+    (https://www.rabbitmq.com/docs/dlx#effects)."""
+    headers = delivery.properties.headers
+    death = _first(headers.get("x-death"))
+    queue = str(headers.get("x-first-death-queue") or death.get("queue") or delivery.queue)
+    why = str(headers.get("x-first-death-reason") or death.get("reason") or "dead_lettered")
+    fallen = replace(
+        delivery,
+        exchange=str(headers.get("x-first-death-exchange", death.get("exchange", delivery.exchange))),
+        routing_key=str(_first(death.get("routing-keys"), delivery.routing_key)),
+    )
+    handler = next((p.name for p in plan.programs.values() if p.queue == queue), queue)
+    fault = EnvelopeError(f"broker_{why}", f"the broker took it out of {queue}: {why}")
+    return dead_letter(handler, fallen, fault, now)
+
+
+def _first(items: Any, otherwise: Any = None) -> Any:
+    """The first of a list, if it is one that has any."""
+    return items[0] if isinstance(items, list) and items else {} if otherwise is None else otherwise
 
 
 def second_chance(letter: DeadLetter, project: str) -> Outgoing:
@@ -105,7 +130,8 @@ def second_chance(letter: DeadLetter, project: str) -> Outgoing:
             app_id=letter.app_id,
             content_type=letter.content_type,
             correlation_id=letter.correlation_id,
-            headers=letter.headers,
+            # What the broker wrote of its first death is not the new message's.
+            headers={name: value for name, value in letter.headers.items() if not name.startswith("x-")},
         ),
         mandatory=True,
     )
@@ -154,6 +180,18 @@ def _wanted(program: Program, event: Event, scope: Scope) -> bool:
         )
     except ExpressionError as error:
         raise EnvelopeError("expression", f"a route's `when`: {error}") from None
+
+
+def _key(program: Program, scope: Scope) -> str | None:
+    if program.idempotency is None:
+        return None
+    try:
+        value = program.idempotency.key(scope)
+        if value is None or value == "":
+            raise ExpressionError("it is empty")
+        return as_text(value)
+    except ExpressionError as error:
+        raise EnvelopeError("expression", f"the idempotency key: {error}") from None
 
 
 def _plain(value: Any) -> Any:

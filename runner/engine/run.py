@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,6 +19,7 @@ from runner.records import (
     Change,
     Error,
     EventRecord,
+    Intervention,
     Record,
     RunStarted,
     RunState,
@@ -76,6 +79,12 @@ class Run:
         self.read_clock = False
         """Some expression saw a time that a crash before the next commit would change."""
         self.state = RunState.RUNNING
+        self.has_crashed = False
+        """Processes have died with it: an attempt is recorded before it begins."""
+        self.cancel: Intervention | None = None
+        """A person wants it cancelled."""
+        self._attempt: asyncio.Task[Any] | None = None
+        self._is_interrupted = False
         self._commit_change = commit
         self._on_commit = on_commit
         self._committed = 0
@@ -104,10 +113,11 @@ class Run:
 
     @property
     def deadline(self) -> datetime | None:
-        """When the run's own timeout passes."""
-        if self.program.timeout_s is None:
+        """When the run's own timeout passes; what undoes has none."""
+        if self.program.timeout_s is None or self.history.failure is not None:
             return None
-        return parse_time(self.started.started_at) + timedelta(seconds=self.program.timeout_s)
+        began_at = self.history.revived_at or self.started.started_at
+        return parse_time(began_at) + timedelta(seconds=self.program.timeout_s)
 
     @property
     def logger(self) -> logging.Logger:
@@ -121,6 +131,34 @@ class Run:
         self._committed = len(stored.records)
         self.owned = True
         self.state = RunState.COMPENSATING if self.history.failure is not None else RunState.RUNNING
+        self.has_crashed = stored.crashes > 0
+        self.cancel = stored.request
+
+    # --- cancelling
+
+    @property
+    def is_to_be_cancelled(self) -> bool:
+        """A person wants it, and it is still possible: nothing is being undone, and no pivot is passed."""
+        return self.cancel is not None and self.history.failure is None and not self.history.pivoted
+
+    def interrupt(self, cancel: Intervention) -> None:
+        """Cancel it as soon as may be: in the middle of an attempt, else before the next step."""
+        self.cancel = cancel
+        if self._attempt is not None and self.is_to_be_cancelled:
+            self._is_interrupted = True
+            self._attempt.cancel()
+
+    @contextmanager
+    def attempting(self) -> Iterator[None]:
+        """The present task may be cancelled by `interrupt`; elsewhere, as in a commit, it may not."""
+        task = self._attempt = asyncio.current_task()
+        self._is_interrupted = False
+        try:
+            yield
+        finally:
+            self._attempt = None
+            if self._is_interrupted and task is not None:
+                task.uncancel()  # also where the handler did not heed it
 
     def scope(self, step_id: str, **extra: Any) -> Scope:
         """What an expression of this step sees. `uuid()` and `now()` give the same values when asked again
@@ -140,7 +178,10 @@ class Run:
 
     @property
     def must_commit(self) -> bool:
-        """Something has happened that a crash during the next effect must not undo."""
+        """Something has happened that a crash during the next effect must not undo, or the run's key is not its own
+        yet."""
+        if not self.owned and self.started.key is not None:
+            return True
         if self._outgoing or (self.read_clock and (self._records or not self.owned)):
             return True
         return any(not _rides_along(record) for record in self._records)
@@ -152,6 +193,8 @@ class Run:
         due_at: datetime | None = None,
         finished_at: datetime | None = None,
         error: Error | None = None,
+        key_until: datetime | None = None,
+        suspect: bool = False,
     ) -> bool:
         """Make durable what was noted. False if the run turned out to stand already: then it is not ours.
 
@@ -169,6 +212,8 @@ class Run:
             due_at=None if due_at is None else rfc3339(due_at),
             finished_at=None if finished_at is None else rfc3339(finished_at),
             error=error,
+            key_until=None if key_until is None else rfc3339(key_until),
+            suspect=suspect,
         )
         if not await self._commit_change(change):
             return False

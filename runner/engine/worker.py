@@ -7,33 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from runner.engine import intake
-from runner.engine.executor import Executor, NotOurs
+from runner.engine.executor import NotOurs
 from runner.engine.outbox import Outbox
 from runner.engine.run import Run
-from runner.errors import EnvelopeError, OwnershipError, StoreError, TransportError
+from runner.engine.runs import Environment, Runs, Watch
+from runner.errors import EnvelopeError, StoreError, TransportError
 from runner.message import Delivery, identity
 from runner.plan import Plan, Program
-from runner.ports import Clock, Store, StoreReader, Transport
-from runner.records import SUSPECT_CRASHES, Change, Error, RunFailed, RunStarted, RunState, StoredRun
-from runner.times import parse_time, rfc3339
+from runner.ports import Clock, Doorbell, Store, StoreReader, Transport
+from runner.records import SUSPECT_CRASHES, Change, DeadLetter, RunStarted, StoredRun
+from runner.times import parse_time
 
 POLL_S = 1.0
-PUT_DOWN_S = 60.0
 TAKE = 200
-MAX_CRASHES = 8
-"""Generous: who kills processes from outside, again and again, hits the suspect under test more than once."""
+NET_PREFETCH = 20
 TIMER_S = 60.0
 PAUSE_S = 1.0
 
 _log = logging.getLogger("flowrun.worker")
-
-Watch = Callable[[Run, Change | None], None]
-"""Is told that a run begins (None), before its first step, and then every committed change: for logs."""
 
 
 @dataclass(slots=True)
@@ -45,14 +41,6 @@ class Counts:
     passed_over: int = 0
     duplicates: int = 0
     dead_letters: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
-    """`env` and `secrets` as flows see them; secrets are read anew whenever a run is taken up: for every attempt."""
-
-    env: Callable[[tuple[str, ...]], Mapping[str, str]]
-    secrets: Callable[[tuple[str, ...]], Mapping[str, str]]
 
 
 @dataclass(slots=True)
@@ -72,8 +60,8 @@ class _Beginning:
 
 
 class Worker:
-    """Runs the programs of a plan. `load_older` gives the plans of before that unfinished runs
-    began with, by hash.
+    """Runs the programs of a plan. `runs` makes the runs' executor, given how to ask whether the worker drains and
+    whom to tell of commits. `on_suspects` is told that there are runs which must not run here.
 
     With `only_these`, runs of other handlers are left to other processes.
     """
@@ -82,31 +70,31 @@ class Worker:
         self,
         *,
         plan: Plan,
-        load_older: Callable[[], Awaitable[Mapping[str, Plan]]],
         programs: tuple[Program, ...],
         only_these: bool,
         transport: Transport,
         store: Store,
         reader: StoreReader,
-        executor: Callable[[Callable[[], bool]], Executor],
+        doorbell: Doorbell,
+        runs: Callable[[Callable[[], bool], Watch], Runs],
         environment: Environment,
         clock: Clock,
         watch: Watch,
+        on_suspects: Callable[[], None],
     ) -> None:
         self.counts = Counts()
         self._plan = plan
-        self._load_older = load_older
-        self._older: Mapping[str, Plan] = {}
         self._resuming = 0
-        self._suspects = asyncio.Lock()
         self._transport = transport
         self._store = store
         self._reader = reader
+        self._doorbell = doorbell
         self._environment = environment
         self._clock = clock
         self._watch = watch
+        self._on_suspects = on_suspects
         self._draining = False
-        self._executor = executor(lambda: self._draining)
+        self._runs = runs(lambda: self._draining, self._committed)
         self._outbox = Outbox(store, transport)
         self._handlers = [program.name for program in programs] if only_these else None
         self._nameless: set[str] = set()
@@ -117,15 +105,19 @@ class Worker:
         self._due = asyncio.Event()
 
     async def start(self) -> tuple[asyncio.Task[None], ...]:
-        """Begin to consume; returns the tasks that go on until `drain`. Raises TransportError."""
+        """Begin to consume; returns the tasks that go on until `drain`. Raises TransportError or StoreError."""
         for lane in self._lanes.values():
             if lane.program.routes:
                 self._cancels.append(await self._consume(lane))
+        self._cancels.append(await self._consume_net())
+        self._doorbell.on_ring(self._ring)
+        if (await self._reader.backlog(handlers=self._handlers)).suspects:
+            self._on_suspects()
         return (asyncio.create_task(self._outbox.run()), asyncio.create_task(self._take_runs()))
 
     async def is_idle(self) -> bool:
         """Nothing is being done, and nothing waits to be done."""
-        queues = [lane.program.queue for lane in self._lanes.values() if lane.program.routes]
+        queues = [lane.program.queue for lane in self._lanes.values() if lane.program.routes] + [self._plan.net]
         try:
             if self._tasks or await self._transport.depth(queues):
                 return False
@@ -163,6 +155,24 @@ class Worker:
 
         return await self._transport.consume(lane.program.queue, lane.program.concurrency, deliver)
 
+    async def _consume_net(self) -> Callable[[], Awaitable[None]]:
+        """What the broker itself has dead-lettered belongs with our own dead letters."""
+
+        def deliver(delivery: Delivery) -> None:
+            self._spawn(self._move(delivery))
+
+        return await self._transport.consume(self._plan.net, NET_PREFETCH, deliver)
+
+    async def _move(self, delivery: Delivery) -> None:
+        letter = intake.fallen_letter(self._plan, delivery, self._clock.now())
+        try:
+            await self._store.bury(letter)
+        except StoreError as error:
+            await self._give_back(delivery, error)
+            return
+        self._say_dead(letter)
+        await self._settle(delivery)
+
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -181,9 +191,12 @@ class Worker:
             try:
                 await self._serve_or_bury(lane.program, delivery)
             except StoreError as error:
-                _log.error("%s; the message goes back to its queue", error)
-                await asyncio.sleep(PAUSE_S)
-                await self._settle(delivery, accept=False)
+                await self._give_back(delivery, error)
+
+    async def _give_back(self, delivery: Delivery, error: StoreError) -> None:
+        _log.error("%s; the message goes back to its queue", error)
+        await asyncio.sleep(PAUSE_S)
+        await self._settle(delivery, accept=False)
 
     async def _serve_or_bury(self, program: Program, delivery: Delivery) -> None:
         try:
@@ -208,12 +221,15 @@ class Worker:
             await self._begin_once(program, delivery, started)
 
     async def _bury(self, program: Program, delivery: Delivery, fault: EnvelopeError) -> None:
-        letter = intake.dead_letter(program, delivery, fault, self._clock.now())
+        letter = intake.dead_letter(program.name, delivery, fault, self._clock.now())
         await self._store.bury(letter)
-        self.counts.dead_letters += 1
-        name = f"{program.name}: {letter.routing_key} {letter.message_id or '(no id)'}"
-        _log.warning("%s is a dead letter, %s: %s", name, fault.reason, fault)
+        self._say_dead(letter)
         await self._settle(delivery)
+
+    def _say_dead(self, letter: DeadLetter) -> None:
+        self.counts.dead_letters += 1
+        name = f"{letter.handler}: {letter.routing_key} {letter.message_id or '(no id)'}"
+        _log.warning("%s is a dead letter, %s: %s", name, letter.reason, letter.error.message)
 
     async def _begin_once(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
         """Begin the run, unless it stands already; while another delivery of the message begins it, wait."""
@@ -226,12 +242,23 @@ class Worker:
             self._mind_the_id(program, delivery)
             await self._begin(program, delivery, started)
         except NotOurs:
-            self.counts.duplicates += 1
-            await self._settle(delivery)
+            await self._drop_duplicate(program, delivery, started)
         finally:
             beginning.over.set()
             if self._beginning.get(started.run_id) is beginning:
                 del self._beginning[started.run_id]
+
+    async def _drop_duplicate(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
+        """Another run has the message, or its key; the handler says what becomes of the latter."""
+        idempotency = program.idempotency
+        if idempotency is not None and idempotency.on_duplicate == "fail" and started.key is not None:
+            holder = await self._reader.holder(program.name, started.key, self._clock.now())
+            if holder not in (None, started.run_id):
+                text = f"run {holder} has the idempotency key {started.key}"
+                await self._bury(program, delivery, EnvelopeError("duplicate", text))
+                return
+        self.counts.duplicates += 1
+        await self._settle(delivery)
 
     def _mind_the_id(self, program: Program, delivery: Delivery) -> None:
         if program.name not in self._nameless and identity(delivery)[0] is None:
@@ -242,12 +269,12 @@ class Worker:
             )
 
     async def _begin(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
-        run = self._make(self._plan, program, started)
+        run = self._runs.make(self._plan, program, started)
         self._watch(run, None)
-        # A redelivered message may have crashed a process: own it first, so that the next crash is counted.
-        if delivery.redelivered and not await run.commit():
+        # A redelivered message may have crashed a process: own it and count that before its code runs again.
+        if delivery.redelivered and not await run.commit(suspect=True):
             raise NotOurs
-        await self._execute(run)
+        await self._runs.execute(run)
 
     async def _settle(self, delivery: Delivery, *, accept: bool = True) -> None:
         """Until it is done: a delivery that stays unsettled would keep its place in the prefetch for ever."""
@@ -262,24 +289,12 @@ class Worker:
 
     # --- runs
 
-    def _make(self, plan: Plan, program: Program, started: RunStarted) -> Run:
-        run: Run
+    def _committed(self, run: Run, change: Change | None) -> None:
+        if change is not None:
+            self._count(run, change)
+        self._watch(run, change)
 
-        def committed(change: Change) -> None:
-            self._committed(run, change)
-
-        run = Run(
-            plan=plan,
-            program=program,
-            started=started,
-            commit=self._commit,
-            on_commit=committed,
-            env=self._environment.env(program.env),
-            secrets=self._environment.secrets(program.secrets),
-        )
-        return run
-
-    def _committed(self, run: Run, change: Change) -> None:
+    def _count(self, run: Run, change: Change) -> None:
         if change.started is not None:
             self.counts.begun += 1
             beginning = self._beginning.pop(run.id)
@@ -291,55 +306,17 @@ class Worker:
             self._outbox.poke()
         if change.due_at is not None and not self._draining:
             self._wake_at(parse_time(change.due_at))
-        self._watch(run, change)
 
-    async def _commit(self, change: Change) -> bool:
-        """Commit, however long the store is away: the result in hand must not be thrown away, or its effect would
-        happen again. Raises OwnershipError if the run is another runner's by now."""
-        unknown = False
-        while True:
-            try:
-                if unknown and await self._is_applied(change):
-                    return True
-                return await self._store.commit(change)
-            except OwnershipError:
-                raise
-            except StoreError as error:
-                unknown = True  # the answer may have been lost after the commit
-                _log.error("%s; trying again", error)
-                await asyncio.sleep(PAUSE_S)
-
-    async def _is_applied(self, change: Change) -> bool:
-        stored = await self._reader.run(change.run_id)
-        if stored is None:
-            return False
-        if change.started is not None:
-            return stored.started == change.started
-        return bool(change.records) and len(stored.records) >= change.first + len(change.records)
-
-    async def _execute(self, run: Run) -> None:
-        """To its end or its parking; whatever goes wrong in between, somebody will take the run up again."""
-        try:
-            await self._executor.execute(run)
-        except OwnershipError as error:
-            _log.warning("%s", error)
-        except NotOurs:
-            raise
-        except Exception:
-            if not run.owned:
-                raise
-            _log.exception("internal error, please report it; run %s is tried again in %g s", run.id, PUT_DOWN_S)
-            await self._put_down(run.id, run.state)
-
-    async def _put_down(self, run_id: str, state: RunState) -> None:
-        """Leave a run to whoever takes it after a while."""
-        due_at = self._clock.now() + timedelta(seconds=PUT_DOWN_S)
-        await self._commit(Change(run_id=run_id, state=state, due_at=rfc3339(due_at)))
+    def _ring(self) -> None:
+        """Another process may have left something to do."""
+        self._due.set()
+        self._outbox.poke()
 
     async def _take_runs(self) -> None:
-        """Take up what is due, and what dead runners left, until the worker drains."""
-        while not self._draining:
+        """Take up what is due, and what dead runners left, until the worker drains; heed what persons ask, always."""
+        while True:
             try:
+                await self._runs.heed()
                 await self._take_some()
             except StoreError as error:
                 _log.error("%s", error)
@@ -357,10 +334,18 @@ class Worker:
         while not self._draining and (room := TAKE - self._resuming) > 0:
             taken = await self._store.take(self._clock.now(), room, handlers=self._handlers)
             for stored in taken:
+                if stored.crashes >= SUSPECT_CRASHES:
+                    self._spawn(self._hand_over(stored))
+                    continue
                 self._resuming += 1
                 self._spawn(self._resume_in_lane(stored))
             if len(taken) < room:
                 return
+
+    async def _hand_over(self, suspect: StoredRun) -> None:
+        """Processes died with it: it is to run alone."""
+        await self._runs.put_down(suspect)
+        self._on_suspects()
 
     def _wake_at(self, due_at: datetime) -> None:
         delay_s = max(0.0, (due_at - self._clock.now()).total_seconds())
@@ -372,55 +357,9 @@ class Worker:
         slots = lane.slots if lane is not None else asyncio.Semaphore(1)
         try:
             async with slots:
-                await self._resume(stored)
+                run = await self._runs.recall(stored)
+                if run is not None:
+                    await self._runs.execute(run)
         finally:
             self._resuming -= 1
             self._due.set()
-
-    async def _resume(self, stored: StoredRun) -> None:
-        started = stored.started
-        plan = await self._plan_of(started)
-        if plan is None:
-            _log.error(
-                "run %s began with other flow files, and those do not compile here: is a plugin or a flow gone?",
-                started.run_id,
-            )
-            await self._put_down(started.run_id, stored.state)
-            return
-        run = self._make(plan, plan.programs[started.handler], started)
-        run.recall(stored)
-        if stored.crashes < SUSPECT_CRASHES:
-            await self._execute(run)
-        else:
-            await self._execute_suspect(run, stored.crashes)
-
-    async def _execute_suspect(self, run: Run, crashes: int) -> None:
-        """Processes died with this run: run it alone among such, so that only the culprit's crashes go on counting,
-        and end it once it has had its chances."""
-        async with self._suspects:
-            if crashes >= MAX_CRASHES and run.history.failure is not None:
-                now = rfc3339(self._clock.now())
-                error = _crashed(crashes)
-                state = RunState.COMPENSATION_FAILED
-                await self._commit(Change(run_id=run.id, state=state, finished_at=now, error=error))
-                _log.error("run %s is %s: %s", run.id, state, error.message)
-                return
-            if crashes >= MAX_CRASHES:
-                run.note(RunFailed(error=_crashed(crashes), failed_at=rfc3339(self._clock.now())))
-                run.state = RunState.COMPENSATING
-                await run.commit()
-            else:
-                await self._commit(Change(run_id=run.id, state=run.state, suspect=True))
-            await self._execute(run)
-
-    async def _plan_of(self, started: RunStarted) -> Plan | None:
-        program = self._plan.programs.get(started.handler)
-        if program is not None and program.plan_hash == started.plan_hash:
-            return self._plan
-        if started.plan_hash not in self._older:
-            self._older = {**self._older, **await self._load_older()}
-        return self._older.get(started.plan_hash)
-
-
-def _crashed(crashes: int) -> Error:
-    return Error(type="crashed", message=f"{crashes} processes died while they ran it", retryable=False)

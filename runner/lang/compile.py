@@ -25,6 +25,7 @@ from runner.plan import (
     Event,
     Exchange,
     Fail,
+    Idempotency,
     Plan,
     Program,
     Queue,
@@ -43,6 +44,7 @@ from runner.source import Document, MappingNode, Node, ScalarNode, Span, plain
 
 DEFAULT_TIMEOUT_S = 300.0
 DEFAULT_CONCURRENCY = 100
+DEFAULT_TTL_S = 7 * 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,7 @@ class _Compiler:
             events={name: self._event(name) for name in self.declarations.events},
             programs=programs,
             topology=self._topology(),
+            net=f"{self.project}.dlq",
             # A flow may emit what another declares: a run that is resumed needs the texts of all.
             sources=dict.fromkeys(self._hashes.values(), self._texts),
         )
@@ -156,7 +159,7 @@ class _Compiler:
 
     def _topology(self) -> Topology:
         p = self.project
-        dead = f"{p}.dead"
+        dead, net = f"{p}.dead", f"{p}.dlq"
         queues = [
             Queue(name=f"{p}.{name}", arguments={"x-queue-type": "quorum", "x-dead-letter-exchange": dead})
             for name in self.declarations.handlers
@@ -169,8 +172,8 @@ class _Compiler:
         }
         return Topology(
             exchanges=(Exchange(name=f"{p}.events", type="topic"), Exchange(name=dead, type="fanout")),
-            queues=(*queues, Queue(name=f"{p}.dlq", arguments={"x-queue-type": "quorum"})),
-            bindings=(*sorted(bindings), Binding(exchange=dead, queue=f"{p}.dlq", pattern="#")),
+            queues=(*queues, Queue(name=net, arguments={"x-queue-type": "quorum"})),
+            bindings=(*sorted(bindings), Binding(exchange=dead, queue=net, pattern="#")),
         )
 
     def _patterns(self, handler: str) -> list[str]:
@@ -235,6 +238,7 @@ class _Compiler:
             concurrency=concurrency if isinstance(concurrency, int) else DEFAULT_CONCURRENCY,
             plan_hash=self._hashes[flow.name],
             span=handler.node.span,
+            idempotency=_idempotency(body.get("idempotency")),
             env=tuple(flow.env),
             secrets=tuple(flow.secrets),
         )
@@ -271,7 +275,9 @@ class _Compiler:
             name=str(plain(name)) if name is not None else None,
             when=_condition(step.when),
             catches=tuple(Catch(types=catch.types, steps=self._steps(catch.steps, defaults)) for catch in step.catches),
-            undo=tuple(Undo(step=self._undo(undo, defaults)) for undo in step.undo),
+            undo=tuple(
+                Undo(step=self._undo(undo, defaults), attempted=_word(undo, "if") == "attempted") for undo in step.undo
+            ),
         )
 
     def _undo(self, step: StepDecl, defaults: RetryPolicy) -> Use | Emit:
@@ -289,11 +295,30 @@ def _use(step: StepDecl, common: _Common, retry: RetryPolicy) -> Use:
         inputs=compile_value(_inputs(step.inputs)),
         timeout_s=DEFAULT_TIMEOUT_S if timeout is None else timeout,
         retry=retry,
+        irreversible=_word(step, "irreversible") is True,
+        pivot=_word(step, "pivot") is True,
     )
 
 
 def _emit(step: StepDecl, common: _Common) -> Emit:
-    return Emit(**common, event=str(step.name), data=compile_value(_inputs(step.inputs)))
+    data = compile_value(_inputs(step.inputs))
+    return Emit(**common, event=str(step.name), data=data, pivot=_word(step, "pivot") is True)
+
+
+def _idempotency(node: Node | None) -> Idempotency | None:
+    if not isinstance(node, MappingNode):
+        return None
+    ttl = duration_s(node.get("ttl"))
+    return Idempotency(
+        key=compile_value(plain(node.get("key"))),
+        ttl_s=DEFAULT_TTL_S if ttl is None else ttl,
+        on_duplicate="fail" if plain(node.get("on_duplicate")) == "fail" else "skip",
+    )
+
+
+def _word(step: StepDecl, key: str) -> object:
+    """What stands under a key of a step; None if nothing does."""
+    return plain(step.node.get(key))
 
 
 def _inputs(node: Node | None) -> object:

@@ -29,7 +29,7 @@ async def attempt(handler: Handler, context: Context, inputs: Mapping[str, Any],
         outcome = _raised(error, context, log=not limit.expired())
     # A handler may have swallowed its cancellation: whatever it says then is late.
     if limit.expired():
-        return _internal("timeout", f"no result within {timeout_s:g} s", context)
+        return _unknown("timeout", f"no result within {timeout_s:g} s", context)
     return outcome
 
 
@@ -45,10 +45,10 @@ def _raised(error: BaseException, context: Context, *, log: bool) -> Failed:
         )
         return Failed(kept, after_s if isinstance(after_s, int | float) and after_s >= 0 else None)
     if isinstance(error, asyncio.CancelledError):
-        return _internal("internal", "the handler cancelled itself", context)
+        return _unknown("internal", "the handler cancelled itself", context)
     if log:
         context.logger.error("%s failed", context.step_id, exc_info=error)
-    return _internal("internal", f"{type(error).__name__}: {_text(error)}".rstrip(": "), context)
+    return _unknown("internal", f"{type(error).__name__}: {_text(error)}".rstrip(": "), context)
 
 
 def _text(value: object) -> str:
@@ -75,5 +75,6 @@ def _is_ours() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _internal(kind: str, message: str, context: Context) -> Failed:
-    return Failed(Error(type=kind, message=message, retryable=True, step=context.step_id))
+def _unknown(kind: str, message: str, context: Context) -> Failed:
+    """No answer of the handler's own: it may have done what it should, or not."""
+    return Failed(Error(type=kind, message=message, retryable=True, step=context.step_id), unknown=True)

@@ -22,7 +22,7 @@ import msgspec
 
 from runner.errors import NotFoundError, OwnershipError, StoreError
 from runner.message import new_id
-from runner.records import SUSPECT_CRASHES, Backlog, Change, DeadLetter, OutboxRow, RunSummary, StoredRun
+from runner.records import SUSPECT_CRASHES, Backlog, Change, DeadLetter, Intervention, OutboxRow, RunSummary, StoredRun
 from runner.sql import load_queries
 from runner.stores import rows
 from runner.times import rfc3339
@@ -31,7 +31,7 @@ LEASE_S = 15.0
 HEARTBEAT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
 MAX_GROUP = 500
-SCRIPTS = ("postgres_schema.sql",)
+SCRIPTS = ("postgres_schema.sql", "postgres_schema_2.sql")
 
 _SQL = load_queries("runner.stores", "postgres_queries.sql")
 _log = logging.getLogger("flowrun.postgres")
@@ -42,13 +42,14 @@ _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.Timeo
 
 
 class PostgresStore:
-    """`Store`, `StoreReader` and `PlanStore` in a PostgreSQL database, in the schema `schema`."""
+    """Every port of a store, in a PostgreSQL database, in the schema `schema`."""
 
     def __init__(self, url: str, schema: str, *, lease_s: float = LEASE_S) -> None:
         self._url = url
         self._schema = schema
         self._lease_s = lease_s
         self._owner = new_id()
+        self._session = {"search_path": f'"{schema}"', "application_name": "flowrun"}
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
@@ -61,7 +62,7 @@ class PostgresStore:
                     self._url,
                     min_size=1,
                     max_size=4,
-                    server_settings={"search_path": f'"{self._schema}"', "application_name": "flowrun"},
+                    server_settings=self._session,
                 )
         except (*_FAULTS, ValueError) as error:
             raise _connect_fault(self._url, error) from error
@@ -100,20 +101,19 @@ class PostgresStore:
         """See `Store.bury`."""
         await self._with(lambda c: c.execute(_SQL["bury"], *rows.letter_values(letter)))
 
-    async def take(self, now: datetime, limit: int, *, handlers: Collection[str] | None = None) -> Sequence[StoredRun]:
+    async def take(
+        self, now: datetime, limit: int, *, handlers: Collection[str] | None = None, suspects: bool = False
+    ) -> Sequence[StoredRun]:
         """See `Store.take`."""
         wanted = None if handlers is None else list(handlers)
 
         async def take(connection: _Connection) -> list[StoredRun]:
             async with connection.transaction():
                 await connection.execute(_SQL["forget_dead_runners"])
-                taken = await connection.fetch(_SQL["take_due"], self._owner, rfc3339(now), limit, wanted)
-                left = limit - len(taken)
-                taken += (
-                    await connection.fetch(_SQL["take_orphans"], self._owner, left, wanted, SUSPECT_CRASHES)
-                    if left
-                    else []
-                )
+                which = (wanted, SUSPECT_CRASHES, suspects)
+                taken = await connection.fetch(_SQL["take_due"], self._owner, rfc3339(now), limit, *which)
+                if left := limit - len(taken):
+                    taken += await connection.fetch(_SQL["take_orphans"], self._owner, left, *which)
                 return await _whole(connection, [row["id"] for row in taken])
 
         return await self._with(take)
@@ -146,9 +146,11 @@ class PostgresStore:
 
     # --- StoreReader
 
-    async def runs(self, *, limit: int, state: str | None = None, handler: str | None = None) -> Sequence[RunSummary]:
+    async def runs(
+        self, *, limit: int, state: str | None = None, handler: str | None = None, error: str | None = None
+    ) -> Sequence[RunSummary]:
         """See `StoreReader.runs`."""
-        found = await self._with(lambda c: c.fetch(_SQL["runs"], state, handler, limit))
+        found = await self._with(lambda c: c.fetch(_SQL["runs"], state, handler, limit, error))
         return [rows.run_summary(row) for row in found]
 
     async def run(self, run_id: str) -> StoredRun | None:
@@ -169,12 +171,88 @@ class PostgresStore:
         """See `StoreReader.known`."""
         return await self._with(lambda c: c.fetchval(_SQL["known"], run_id)) is not None
 
+    async def holder(self, handler: str, key: str, now: datetime) -> str | None:
+        """See `StoreReader.holder`."""
+        values = (handler, _storable(key), rfc3339(now))
+        found: str | None = await self._with(lambda c: c.fetchval(_SQL["holder"], *values))
+        return found
+
     async def backlog(self, *, handlers: Collection[str] | None = None) -> Backlog:
         """See `StoreReader.backlog`."""
         wanted = None if handlers is None else list(handlers)
-        row = await self._with(lambda c: c.fetchrow(_SQL["backlog"], wanted))
+        row = await self._with(lambda c: c.fetchrow(_SQL["backlog"], wanted, SUSPECT_CRASHES))
         assert row is not None
-        return Backlog(runs=row[0], outbox=row[1], refused=row[2], dead_letters=row[3])
+        runs, suspects, outbox, refused, dead = row
+        return Backlog(runs=runs, suspects=suspects, outbox=outbox, refused=refused, dead_letters=dead)
+
+    # --- RunControl and Doorbell
+
+    @property
+    def owner(self) -> str:
+        """See `RunControl.owner`."""
+        return self._owner
+
+    async def seize(self, run_id: str) -> StoredRun | None:
+        """See `RunControl.seize`."""
+
+        async def seize(connection: _Connection) -> StoredRun | None:
+            async with connection.transaction():
+                await connection.execute(_SQL["seize"], self._owner, run_id)
+                found = await _whole(connection, [run_id])
+            return found[0] if found else None
+
+        return await self._with(seize)
+
+    async def request(self, run_id: str, request: Intervention) -> bool:
+        """See `RunControl.request`."""
+        values = (_storable(rows.text(request)), request.at, run_id)
+
+        async def ask(connection: _Connection) -> bool:
+            async with connection.transaction():
+                asked = await connection.fetchval(_SQL["request"], *values) is not None
+                await self._ring(connection)
+            return asked
+
+        return await self._with(ask)
+
+    async def requests(self) -> Mapping[str, Intervention]:
+        """See `RunControl.requests`."""
+        found = await self._with(lambda c: c.fetch(_SQL["requests"], self._owner))
+        return {row["id"]: rows.intervention(row["request"]) for row in found}
+
+    async def forget_dead(self, owners: Collection[str]) -> None:
+        """See `RunControl.forget_dead`."""
+        await self._with(lambda c: c.execute(_SQL["forget_runners"], list(owners)))
+
+    def on_ring(self, wake: Callable[[], None]) -> None:
+        """See `Doorbell.on_ring`: by LISTEN and NOTIFY."""
+        self._tasks.append(asyncio.create_task(self._listen(wake)))
+
+    async def _listen(self, wake: Callable[[], None]) -> None:
+        """Hold a connection that hears the bell; one that breaks is made anew, and polling goes on meanwhile."""
+        while True:
+            try:
+                await self._listen_until_gone(wake)
+            except _FAULTS as error:
+                _log.debug("cannot listen: %s", error)
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _listen_until_gone(self, wake: Callable[[], None]) -> None:
+        gone = asyncio.Event()
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            # Not one of the pool's: those forget their listeners when they are given back.
+            connection = await asyncpg.connect(self._url, server_settings=self._session)
+        try:
+            connection.add_termination_listener(lambda _: gone.set())
+            await connection.add_listener(f"flowrun {self._schema}", lambda *_: wake())
+            wake()  # what was rung for before we listened
+            await gone.wait()
+        finally:
+            connection.terminate()
+
+    async def _ring(self, connection: _Connection) -> None:
+        """For what a person asked for; not for every commit, because NOTIFY makes commits wait for each other."""
+        await connection.execute("SELECT pg_notify($1, '')", f"flowrun {self._schema}")
 
     # --- DeadLetterStore
 
@@ -194,6 +272,10 @@ class PostgresStore:
         """See `DeadLetterStore.drop`."""
         ids, times = [letter.id for letter in letters], [letter.received_at for letter in letters]
         await self._with(lambda c: c.execute(_SQL["drop_letters"], ids, times))
+
+    async def refused(self, limit: int) -> Sequence[OutboxRow]:
+        """See `DeadLetterStore.refused`."""
+        return [rows.outbox_row(row) for row in await self._with(lambda c: c.fetch(_SQL["refused"], limit))]
 
     # --- PlanStore
 
@@ -252,18 +334,35 @@ class PostgresStore:
     async def _begin(self, connection: _Connection, changes: Sequence[Change]) -> set[int]:
         """Which changes (by `id`) began their run; of two that begin the same one, the first."""
         first = {c.run_id: c for c in reversed(changes) if c.started is not None}
-        values = [rows.run_values(c.started, c.state) for c in first.values() if c.started is not None]
+        values = [rows.run_values(c, c.started) for c in first.values() if c.started is not None]
         if not values:
             return set()
+        starts = [c.started for c in first.values() if c.started is not None]
+        keys = [(started.handler, started.key, started.started_at) for started in starts if started.key is not None]
+        if keys:
+            await connection.execute(_SQL["free_keys"], *_columns(keys))
         found = await connection.fetch(_SQL["begin_runs"], *_columns(values), self._owner)
         return {id(first[row["id"]]) for row in found}
 
     async def _set_states(self, connection: _Connection, changes: list[Change]) -> set[str]:
         if not changes:
             return set()
-        values = [(c.run_id, str(c.state), c.due_at, c.finished_at, rows.error_text(c.error)) for c in changes]
-        suspects = [int(c.suspect) for c in changes]
-        found = await connection.fetch(_SQL["set_states"], *_columns(values), self._owner, suspects, SUSPECT_CRASHES)
+        values = [
+            (
+                c.run_id,
+                str(c.state),
+                c.due_at,
+                c.finished_at,
+                rows.error_text(c.error),
+                c.key_until,
+                int(c.suspect and c.started is None),
+                int(c.forgive),
+            )
+            for c in changes
+        ]
+        found = await connection.fetch(_SQL["set_states"], *_columns(values), SUSPECT_CRASHES, self._owner)
+        if any(_is_handed_over(c) for c in changes):
+            await self._ring(connection)
         return {row["id"] for row in found}
 
     async def _append(self, connection: _Connection, changes: list[Change]) -> None:
@@ -292,6 +391,7 @@ class PostgresStore:
             await connection.execute(_SQL["put_down"], self._owner)
             await connection.execute(_SQL["give_up_lease"], self._owner)
             await connection.execute(_SQL["free_outbox"])
+            await self._ring(connection)
 
     async def _migrate(self, connection: _Connection) -> None:
         """Numbered scripts, each once, known by their checksum; an advisory lock keeps two runners apart."""
@@ -334,11 +434,17 @@ def _changes_state(change: Change) -> bool:
     return change.started is None or change.due_at is not None or change.finished_at is not None
 
 
+def _is_handed_over(change: Change) -> bool:
+    """A person has put the run in others' hands: it is due, and whoever waits for it shall hear."""
+    last = change.records[-1] if change.records else None
+    return change.due_at is not None and (change.started is not None or isinstance(last, Intervention))
+
+
 def _outcome(change: Change, begun: set[int], owned: set[str]) -> bool | StoreError:
     if change.started is not None and id(change) not in begun:
         return False
     if _changes_state(change) and change.run_id not in owned:
-        return OwnershipError(f"run {change.run_id} has been taken over by another runner: our lease had run out")
+        return OwnershipError.of(change.run_id)
     return True
 
 

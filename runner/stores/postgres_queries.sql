@@ -6,24 +6,39 @@ ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until
 DELETE FROM runners WHERE id = $1
 
 -- name: put_down  who takes them next takes them at once, and no crash is counted
-UPDATE runs SET owner = NULL, due_at = started_at WHERE owner = $1
+UPDATE runs SET owner = NULL, due_at = started_at WHERE owner = $1 AND finished_at IS NULL
 
--- name: begin_runs  a run that stands already is left as it is
-INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, owner)
-SELECT u.id, u.flow, u.handler, u.plan_hash, u.state, u.trigger, u.trace, u.data, u.started_at, $10
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::text[])
-    AS u (id, flow, handler, plan_hash, state, trigger, trace, data, started_at)
-ON CONFLICT (id) DO NOTHING
+-- name: free_keys  those that were held until now
+UPDATE runs SET key_until = NULL
+FROM unnest($1::text[], $2::text[], $3::text[]) AS u (handler, key, now)
+WHERE runs.handler = u.handler AND runs.key = u.key AND runs.key_until <= u.now
+
+-- name: begin_runs  a run that stands already, or whose key is held, is left out
+INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, owner)
+SELECT u.*, $13
+FROM unnest(
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::text[],
+    $10::text[], $11::text[], $12::integer[]
+) AS u
+ON CONFLICT DO NOTHING
 RETURNING id
 
 -- name: set_states  only of runs that are still ours: a lease that ran out may have given them to another runner
 UPDATE runs SET state = u.state, due_at = u.due_at, finished_at = u.finished_at, error = u.error,
-    crashes = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN crashes + u.suspect
-        ELSE least(crashes, $8) END,
-    owner = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN $6 END
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $7::integer[])
-    AS u (id, state, due_at, finished_at, error, suspect)
-WHERE runs.id = u.id AND runs.owner = $6
+    crashes = CASE
+        WHEN u.forgive = 1 THEN 0
+        WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN crashes + u.suspect
+        ELSE least(crashes, $9)
+    END,
+    key_until = CASE
+        WHEN u.finished_at IS NULL THEN coalesce(u.key_until, runs.key_until)
+        WHEN runs.key IS NOT NULL THEN u.key_until
+    END,
+    request = CASE WHEN u.finished_at IS NULL THEN request END,
+    owner = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN $10 END
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::integer[])
+    AS u (id, state, due_at, finished_at, error, key_until, suspect, forgive)
+WHERE runs.id = u.id AND runs.owner = $10
 RETURNING runs.id
 
 -- name: add_records
@@ -61,7 +76,7 @@ UPDATE runs SET owner = $1, due_at = NULL
 WHERE id IN (
     SELECT id FROM runs
     WHERE due_at IS NOT NULL AND due_at <= $2 AND owner IS NULL AND finished_at IS NULL
-        AND ($4::text[] IS NULL OR handler = ANY ($4))
+        AND ($4::text[] IS NULL OR handler = ANY ($4)) AND (crashes >= $5) = $6
     ORDER BY due_at, id LIMIT $3 FOR UPDATE SKIP LOCKED
 )
 RETURNING id
@@ -71,10 +86,24 @@ UPDATE runs SET owner = $1, crashes = crashes + CASE WHEN crashes < $4 THEN 1 EL
 WHERE id IN (
     SELECT id FROM runs
     WHERE finished_at IS NULL AND owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners WHERE lease_until >= now())
-        AND ($3::text[] IS NULL OR handler = ANY ($3))
+        AND ($3::text[] IS NULL OR handler = ANY ($3)) AND (crashes >= $4 OR NOT $5)
     LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 RETURNING id
+
+-- name: seize
+UPDATE runs SET owner = $1, due_at = NULL WHERE id = $2
+
+-- name: request
+UPDATE runs SET request = $1, due_at = CASE WHEN owner IS NULL THEN $2 ELSE due_at END
+WHERE id = $3 AND finished_at IS NULL
+RETURNING id
+
+-- name: requests
+SELECT id, request FROM runs WHERE request IS NOT NULL AND owner = $1
+
+-- name: forget_runners
+DELETE FROM runners WHERE id = ANY ($1::text[])
 
 -- name: free_outbox
 UPDATE outbox SET owner = NULL WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners WHERE lease_until >= now())
@@ -95,7 +124,8 @@ UPDATE outbox SET owner = NULL, reason = u.reason
 FROM unnest($1::bigint[], $2::text[]) AS u (position, reason) WHERE outbox.position = u.position
 
 -- name: runs_whole
-SELECT id, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes
+SELECT id, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes,
+    key, request
 FROM runs WHERE id = ANY ($1::text[])
 
 -- name: run_ids_like
@@ -107,9 +137,13 @@ SELECT run_id, body FROM records WHERE run_id = ANY ($1::text[]) ORDER BY run_id
 -- name: known
 SELECT 1 FROM runs WHERE id = $1
 
+-- name: holder
+SELECT id FROM runs WHERE handler = $1 AND key = $2 AND key_until > $3
+
 -- name: runs
 SELECT id, flow, handler, state, trigger, started_at, finished_at, error FROM runs
 WHERE ($1::text IS NULL OR state = $1) AND ($2::text IS NULL OR handler = $2)
+    AND ($4::text IS NULL OR error::json ->> 'type' = $4)
 ORDER BY started_at DESC, id DESC LIMIT $3
 
 -- name: dead_letters
@@ -127,9 +161,15 @@ WHERE (id, received_at) IN (SELECT * FROM unnest($1::text[], $2::text[]))
 -- name: backlog
 SELECT
     (SELECT count(*) FROM runs WHERE finished_at IS NULL AND ($1::text[] IS NULL OR handler = ANY ($1))),
+    (SELECT count(*) FROM runs
+     WHERE finished_at IS NULL AND ($1::text[] IS NULL OR handler = ANY ($1)) AND crashes >= $2),
     (SELECT count(*) FROM outbox WHERE reason IS NULL),
     (SELECT count(*) FROM outbox WHERE reason IS NOT NULL),
     (SELECT count(*) FROM dead_letters)
+
+-- name: refused
+SELECT position, exchange, routing_key, properties, body, mandatory, reason FROM outbox
+WHERE reason IS NOT NULL ORDER BY position LIMIT $1
 
 -- name: keep_plan
 INSERT INTO plans (hash, sources) VALUES ($1, $2) ON CONFLICT (hash) DO NOTHING

@@ -10,10 +10,12 @@ import msgspec
 from runner.errors import NotFoundError
 from runner.message import Meta, Outgoing, Properties
 from runner.records import (
+    HELD,
     Change,
     DeadLetter,
     Error,
     EventRecord,
+    Intervention,
     OutboxRow,
     Record,
     RunStarted,
@@ -28,6 +30,7 @@ _error = msgspec.json.Decoder(Error).decode
 _trace = msgspec.json.Decoder(dict[str, str]).decode
 _properties = msgspec.json.Decoder(Properties).decode
 _letter = msgspec.json.Decoder(DeadLetter).decode
+intervention = msgspec.json.Decoder(Intervention).decode
 
 
 def text(value: object) -> str:
@@ -40,18 +43,21 @@ def error_text(error: Error | None) -> str | None:
     return None if error is None else text(error)
 
 
-def run_values(started: RunStarted, state: RunState) -> tuple[Any, ...]:
-    """id, flow, handler, plan_hash, state, trigger, trace, data, started_at."""
+def run_values(change: Change, started: RunStarted) -> tuple[Any, ...]:
+    """id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes."""
     return (
         started.run_id,
         started.flow,
         started.handler,
         started.plan_hash,
-        str(state),
+        str(change.state),
         text(started.trigger),
         text(started.trace),
         started.data,
         started.started_at,
+        started.key,
+        None if started.key is None else HELD,
+        int(change.suspect),
     )
 
 
@@ -105,8 +111,9 @@ def outbox_row(row: Sequence[Any]) -> OutboxRow:
 
 
 def stored_run(row: Sequence[Any], bodies: Iterable[str]) -> StoredRun:
-    """Of the columns of `runs` from id to crashes, and the run's records in order."""
-    ident, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes = row
+    """Of the columns of `runs` that the query `run` names, and the run's records in order."""
+    ident, flow, handler, plan_hash, state, trigger, trace, data, started_at, *rest = row
+    finished_at, due_at, error, crashes, key, request = rest
     return StoredRun(
         started=RunStarted(
             run_id=ident,
@@ -117,6 +124,7 @@ def stored_run(row: Sequence[Any], bodies: Iterable[str]) -> StoredRun:
             data=bytes(data),
             started_at=started_at,
             trace=_trace(trace),
+            key=key,
         ),
         state=RunState(state),
         records=tuple(_record(body) for body in bodies),
@@ -124,6 +132,7 @@ def stored_run(row: Sequence[Any], bodies: Iterable[str]) -> StoredRun:
         due_at=due_at,
         finished_at=finished_at,
         error=_error(error) if error else None,
+        request=intervention(request) if request else None,
     )
 
 

@@ -5,26 +5,38 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from types import TracebackType
 
 import msgspec
 
-from runner.errors import NotFoundError, StoreError
-from runner.records import SUSPECT_CRASHES, Backlog, Change, DeadLetter, OutboxRow, RunSummary, StoredRun
+from runner.errors import NotFoundError, OwnershipError, StoreError
+from runner.records import (
+    SUSPECT_CRASHES,
+    Backlog,
+    Change,
+    DeadLetter,
+    Intervention,
+    OutboxRow,
+    RunStarted,
+    RunSummary,
+    StoredRun,
+)
 from runner.sql import load_queries
 from runner.sqlite_file import SqliteFile
 from runner.stores import rows
 from runner.times import rfc3339
+
+SCRIPTS = ("sqlite_schema.sql", "sqlite_schema_2.sql")
 
 _SQL = load_queries("runner.stores", "sqlite_queries.sql")
 _log = logging.getLogger("flowrun.store")
 
 
 class SqliteStore:
-    """`Store`, `StoreReader` and `PlanStore` in one SQLite file."""
+    """Every port of a store, in one SQLite file."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
@@ -32,9 +44,9 @@ class SqliteStore:
 
     async def __aenter__(self) -> SqliteStore:
         await self._file.__aenter__()
-        schema = files("runner.stores").joinpath("sqlite_schema.sql").read_text()
+        scripts = tuple(files("runner.stores").joinpath(name).read_text() for name in SCRIPTS)
         try:
-            await self._file.migrate("store", (schema,))
+            await self._file.migrate("store", scripts)
         except BaseException:
             await self._file.__aexit__()
             raise
@@ -59,10 +71,12 @@ class SqliteStore:
         """See `Store.bury`."""
         await self._file.write(lambda c: c.execute(_SQL["bury"], rows.letter_values(letter)))
 
-    async def take(self, now: datetime, limit: int, *, handlers: Collection[str] | None = None) -> Sequence[StoredRun]:
+    async def take(
+        self, now: datetime, limit: int, *, handlers: Collection[str] | None = None, suspects: bool = False
+    ) -> Sequence[StoredRun]:
         """See `Store.take`."""
         wanted = None if handlers is None else rows.text(sorted(handlers))
-        return await self._file.write(lambda c: self._take(c, rfc3339(now), limit, wanted))
+        return await self._file.write(lambda c: self._take(c, rfc3339(now), limit, wanted, suspects))
 
     async def outbox(self, limit: int, *, refused: bool = False) -> Sequence[OutboxRow]:
         """See `Store.outbox`."""
@@ -81,9 +95,11 @@ class SqliteStore:
 
     # --- StoreReader
 
-    async def runs(self, *, limit: int, state: str | None = None, handler: str | None = None) -> Sequence[RunSummary]:
+    async def runs(
+        self, *, limit: int, state: str | None = None, handler: str | None = None, error: str | None = None
+    ) -> Sequence[RunSummary]:
         """See `StoreReader.runs`."""
-        found = await self._file.read(lambda c: c.execute(_SQL["runs"], (state, handler, limit)).fetchall())
+        found = await self._file.read(lambda c: c.execute(_SQL["runs"], (state, handler, limit, error)).fetchall())
         return [rows.run_summary(row) for row in found]
 
     async def run(self, run_id: str) -> StoredRun | None:
@@ -95,12 +111,51 @@ class SqliteStore:
         row = await self._file.read(lambda c: c.execute(_SQL["known"], (run_id,)).fetchone())
         return row is not None
 
+    async def holder(self, handler: str, key: str, now: datetime) -> str | None:
+        """See `StoreReader.holder`."""
+        values = (handler, key, rfc3339(now))
+        row = await self._file.read(lambda c: c.execute(_SQL["holder"], values).fetchone())
+        return None if row is None else str(row[0])
+
     async def backlog(self, *, handlers: Collection[str] | None = None) -> Backlog:
         """See `StoreReader.backlog`."""
         wanted = None if handlers is None else rows.text(sorted(handlers))
-        counts = await self._file.read(lambda c: c.execute(_SQL["backlog"], (wanted,)).fetchone())
-        runs, outbox, refused, dead = counts
-        return Backlog(runs=runs, outbox=outbox, refused=refused, dead_letters=dead)
+        values = (wanted, SUSPECT_CRASHES)
+        counts = await self._file.read(lambda c: c.execute(_SQL["backlog"], values).fetchone())
+        runs, suspects, outbox, refused, dead = counts
+        return Backlog(runs=runs, suspects=suspects, outbox=outbox, refused=refused, dead_letters=dead)
+
+    # --- RunControl and Doorbell
+
+    @property
+    def owner(self) -> str:
+        """See `RunControl.owner`."""
+        return self._owner
+
+    async def seize(self, run_id: str) -> StoredRun | None:
+        """See `RunControl.seize`."""
+
+        def seize(connection: sqlite3.Connection) -> StoredRun | None:
+            connection.execute(_SQL["seize"], (self._owner, run_id))
+            return _find(connection, run_id)
+
+        return await self._file.write(seize)
+
+    async def request(self, run_id: str, request: Intervention) -> bool:
+        """See `RunControl.request`."""
+        values = (rows.text(request), request.at, run_id)
+        return await self._file.write(lambda c: c.execute(_SQL["request"], values).rowcount == 1)
+
+    async def requests(self) -> Mapping[str, Intervention]:
+        """See `RunControl.requests`."""
+        found = await self._file.read(lambda c: c.execute(_SQL["requests"], (self._owner,)).fetchall())
+        return {run_id: rows.intervention(text) for run_id, text in found}
+
+    async def forget_dead(self, owners: Collection[str]) -> None:
+        """See `RunControl.forget_dead`: the kernel has told already, by the lock that a process holds."""
+
+    def on_ring(self, wake: Callable[[], None]) -> None:
+        """See `Doorbell.on_ring`: a file rings for nobody."""
 
     # --- DeadLetterStore
 
@@ -122,6 +177,11 @@ class SqliteStore:
         values = [(letter.id, letter.received_at) for letter in letters]
         await self._file.write(lambda c: c.executemany(_SQL["drop_letter"], values))
 
+    async def refused(self, limit: int) -> Sequence[OutboxRow]:
+        """See `DeadLetterStore.refused`."""
+        found = await self._file.read(lambda c: c.execute(_SQL["refused"], (limit,)).fetchall())
+        return [rows.outbox_row(row) for row in found]
+
     # --- PlanStore
 
     async def keep_plan(self, plan_hash: str, sources: Mapping[str, str]) -> None:
@@ -136,11 +196,14 @@ class SqliteStore:
 
     # --- inside a transaction
 
-    def _take(self, connection: sqlite3.Connection, now: str, limit: int, wanted: str | None) -> Sequence[StoredRun]:
-        due = connection.execute(_SQL["due"], (now, wanted, limit)).fetchall()
+    def _take(
+        self, connection: sqlite3.Connection, now: str, limit: int, wanted: str | None, suspects: bool
+    ) -> Sequence[StoredRun]:
+        due = connection.execute(_SQL["due"], (now, wanted, limit, SUSPECT_CRASHES, suspects)).fetchall()
         orphans: list[tuple[str]] = []
         for owner in self._dead_among(connection.execute(_SQL["run_owners"])):
-            orphans += connection.execute(_SQL["runs_of"], (owner, wanted, limit - len(due) - len(orphans))).fetchall()
+            values = (owner, wanted, limit - len(due) - len(orphans), SUSPECT_CRASHES, suspects)
+            orphans += connection.execute(_SQL["runs_of"], values).fetchall()
         connection.executemany(_SQL["own_run"], [(self._owner, 0, run_id, SUSPECT_CRASHES) for (run_id,) in due])
         connection.executemany(_SQL["own_run"], [(self._owner, 1, run_id, SUSPECT_CRASHES) for (run_id,) in orphans])
         runs = (_readable(connection, run_id) for (run_id,) in (*due, *orphans))
@@ -164,30 +227,34 @@ class SqliteStore:
 def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
     started = change.started
     parked = change.due_at is not None or change.finished_at is not None
-    if started is not None:
-        values = (*rows.run_values(started, change.state), owner)
-        if connection.execute(_SQL["begin_run"], values).rowcount == 0:
-            return False
+    if started is not None and not _begin(connection, change, started, owner):
+        return False
     if started is None or parked:
-        error = rows.error_text(change.error)
-        holder = None if parked else owner
-        connection.execute(
-            _SQL["set_state"],
-            (
-                change.state,
-                change.due_at,
-                change.finished_at,
-                error,
-                holder,
-                change.suspect,
-                change.run_id,
-                SUSPECT_CRASHES,
-            ),
-        )
+        values = {
+            "state": str(change.state),
+            "due_at": change.due_at,
+            "finished_at": change.finished_at,
+            "error": rows.error_text(change.error),
+            "holder": None if parked else owner,
+            "suspect": change.suspect and started is None,
+            "forgive": change.forgive,
+            "limit": SUSPECT_CRASHES,
+            "key_until": change.key_until,
+            "id": change.run_id,
+            "owner": owner,
+        }
+        if connection.execute(_SQL["set_state"], values).rowcount == 0:
+            raise OwnershipError.of(change.run_id)
     connection.executemany(_SQL["add_record"], rows.record_values(change))
     connection.executemany(_SQL["add_event"], [rows.event_values(event) for event in change.events])
     connection.executemany(_SQL["add_outgoing"], [rows.outgoing_values(message) for message in change.outgoing])
     return True
+
+
+def _begin(connection: sqlite3.Connection, change: Change, started: RunStarted, owner: str) -> bool:
+    if started.key is not None:
+        connection.execute(_SQL["free_key"], (started.handler, started.key, started.started_at))
+    return connection.execute(_SQL["begin_run"], (*rows.run_values(change, started), owner)).rowcount == 1
 
 
 def _find(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:

@@ -1,12 +1,24 @@
--- name: begin_run  insert a run; an id that stands already changes nothing
-INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, owner)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO NOTHING
+-- name: free_key  one that was held until now
+UPDATE runs SET key_until = NULL WHERE handler = ? AND key = ? AND key_until <= ?
+
+-- name: begin_run  insert a run; an id that stands already, or a key that is held, changes nothing
+INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, owner)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO NOTHING
 
 -- name: set_state  what a commit says of its run; one that is put down in good order is forgiven its last suspicion
-UPDATE runs SET state = ?1, due_at = ?2, finished_at = ?3, error = ?4, owner = ?5,
-    crashes = CASE WHEN ?5 IS NULL THEN min(crashes, ?8) ELSE crashes + ?6 END
-WHERE id = ?7
+UPDATE runs SET state = :state, due_at = :due_at, finished_at = :finished_at, error = :error, owner = :holder,
+    crashes = CASE
+        WHEN :forgive THEN 0
+        WHEN :holder IS NULL THEN min(crashes, :limit)
+        ELSE crashes + :suspect
+    END,
+    key_until = CASE
+        WHEN :finished_at IS NULL THEN coalesce(:key_until, key_until)
+        WHEN key IS NOT NULL THEN :key_until
+    END,
+    request = CASE WHEN :finished_at IS NULL THEN request END
+WHERE id = :id AND owner = :owner
 
 -- name: add_record
 INSERT INTO records (run_id, number, body) VALUES (?, ?, ?)
@@ -31,7 +43,7 @@ SET received_at = excluded.received_at, letter = excluded.letter, body = exclude
 -- name: due  runs whose time has come
 SELECT id FROM runs
 WHERE due_at IS NOT NULL AND due_at <= ?1 AND owner IS NULL AND finished_at IS NULL
-    AND (?2 IS NULL OR handler IN (SELECT value FROM json_each(?2)))
+    AND (?2 IS NULL OR handler IN (SELECT value FROM json_each(?2))) AND (crashes >= ?4) = ?5
 ORDER BY due_at, id LIMIT ?3
 
 -- name: run_owners
@@ -40,7 +52,18 @@ SELECT DISTINCT owner FROM runs WHERE finished_at IS NULL AND owner IS NOT NULL
 -- name: runs_of
 SELECT id FROM runs
 WHERE finished_at IS NULL AND owner = ?1 AND (?2 IS NULL OR handler IN (SELECT value FROM json_each(?2)))
+    AND (crashes >= ?4 OR NOT ?5)
 LIMIT ?3
+
+-- name: seize
+UPDATE runs SET owner = ?1, due_at = NULL WHERE id = ?2
+
+-- name: request
+UPDATE runs SET request = ?1, due_at = CASE WHEN owner IS NULL THEN ?2 ELSE due_at END
+WHERE id = ?3 AND finished_at IS NULL
+
+-- name: requests
+SELECT id, request FROM runs WHERE request IS NOT NULL AND owner = ?
 
 -- name: own_run  a crash is counted before it runs again; a suspect's by who runs it
 UPDATE runs SET owner = ?1, due_at = NULL, crashes = crashes + (?2 AND crashes < ?4) WHERE id = ?3
@@ -68,7 +91,8 @@ DELETE FROM outbox WHERE position = ?
 UPDATE outbox SET owner = NULL, reason = ? WHERE position = ?
 
 -- name: run
-SELECT id, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes
+SELECT id, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes,
+    key, request
 FROM runs WHERE id = ?
 
 -- name: run_ids_like
@@ -77,12 +101,16 @@ SELECT id FROM runs WHERE id >= ?1 AND id < ?1 || char(0x10FFFF) LIMIT 2
 -- name: known
 SELECT 1 FROM runs WHERE id = ?
 
+-- name: holder
+SELECT id FROM runs WHERE handler = ? AND key = ? AND key_until > ?
+
 -- name: records
 SELECT body FROM records WHERE run_id = ? ORDER BY number
 
 -- name: runs
 SELECT id, flow, handler, state, trigger, started_at, finished_at, error FROM runs
 WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR handler = ?2)
+    AND (?4 IS NULL OR json_extract(error, '$.type') = ?4)
 ORDER BY started_at DESC, id DESC LIMIT ?3
 
 -- name: dead_letters
@@ -100,9 +128,15 @@ DELETE FROM dead_letters WHERE id = ? AND received_at = ?
 SELECT
     (SELECT count(*) FROM runs
      WHERE finished_at IS NULL AND (?1 IS NULL OR handler IN (SELECT value FROM json_each(?1)))),
+    (SELECT count(*) FROM runs
+     WHERE finished_at IS NULL AND (?1 IS NULL OR handler IN (SELECT value FROM json_each(?1))) AND crashes >= ?2),
     (SELECT count(*) FROM outbox WHERE reason IS NULL),
     (SELECT count(*) FROM outbox WHERE reason IS NOT NULL),
     (SELECT count(*) FROM dead_letters)
+
+-- name: refused
+SELECT position, exchange, routing_key, properties, body, mandatory, reason FROM outbox
+WHERE reason IS NOT NULL ORDER BY position LIMIT ?
 
 -- name: keep_plan
 INSERT INTO plans (hash, sources) VALUES (?, ?) ON CONFLICT (hash) DO NOTHING

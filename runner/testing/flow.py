@@ -9,6 +9,7 @@ from typing import Any
 
 from runner.diagnostics import Diagnostic
 from runner.engine import intake
+from runner.engine.control import Hand
 from runner.engine.executor import Executor, NotOurs
 from runner.engine.run import Run
 from runner.lang.compile import compile_project
@@ -149,11 +150,30 @@ class FlowKit:
 
     async def resume(self, run_id: str) -> KitRun:
         """Take the run up from its records, as a new process would."""
-        stored = (await self.look(run_id)).stored
+        stored = await self.store.seize(run_id)
+        assert stored is not None, f"there is no run {run_id}"
         run = self._run(stored.started)
         run.recall(stored)
         await self._executor.execute(run)
         return await self.look(run_id)
+
+    async def cancel(self, run_id: str, reason: str | None = None) -> KitRun:
+        """Cancel it, as `flowrun runs cancel` does, and undo it until it is final. Raises RefusedError."""
+        await self._hand(reason).cancel((await self.look(run_id)).stored)
+        return await self.finish(run_id)
+
+    async def kill(self, run_id: str, reason: str | None = None) -> KitRun:
+        """End it as it stands, as `flowrun runs kill` does. Raises RefusedError."""
+        await self._hand(reason).kill((await self.look(run_id)).stored)
+        return await self.look(run_id)
+
+    async def retry(self, run_id: str, from_step: str | None = None) -> KitRun:
+        """Let it go on, or begin anew, as `flowrun runs retry` does, until it is final. Raises RefusedError."""
+        stored = (await self.look(run_id)).stored
+        return await self.finish(await self._hand().retry(stored, self.plan, from_step))
+
+    def _hand(self, reason: str | None = None) -> Hand:
+        return Hand(self.store, by="tester@here", now=self.clock.now(), reason=reason)
 
     async def look(self, run_id: str) -> KitRun:
         """The run as the store has it."""

@@ -531,7 +531,7 @@ class StoreContract:
                 (outgoing(4), None),
             ]
             await store.sent({row.position: None for row in refused})
-            assert await store.backlog() == Backlog(runs=2, outbox=0, refused=0, dead_letters=0)
+            assert await store.backlog() == Backlog(runs=2, suspects=0, outbox=0, refused=0, dead_letters=0)
 
     async def test_what_a_runner_was_sending_when_it_left_comes_again(self) -> None:
         async with self.store() as other:
@@ -659,14 +659,14 @@ class StoreContract:
 
     async def test_the_backlog_is_what_is_left_to_do(self) -> None:
         async with self.store() as store:
-            assert await store.backlog() == Backlog(runs=0, outbox=0, refused=0, dead_letters=0)
+            assert await store.backlog() == Backlog(runs=0, suspects=0, outbox=0, refused=0, dead_letters=0)
             await store.commit(begin(1, outgoing=(outgoing(1), outgoing(2), outgoing(3))))
             await store.commit(begin(2, state=RunState.WAITING, due_at=at(60)))
             await store.commit(begin(3, state=RunState.COMPLETED, finished_at=at(4)))
             await store.bury(letter(1))
             one, two, _ = await store.outbox(10)
             await store.sent({one.position: None, two.position: "unroutable"})
-            assert await store.backlog() == Backlog(runs=2, outbox=1, refused=1, dead_letters=1)
+            assert await store.backlog() == Backlog(runs=2, suspects=0, outbox=1, refused=1, dead_letters=1)
 
     # --- plans
 

@@ -19,7 +19,7 @@ import msgspec
 
 from runner.errors import StoreError, TopologyError, TransportError
 from runner.message import Delivery, Outgoing, Properties
-from runner.plan import Topology
+from runner.plan import Difference, Queue, Topology
 from runner.ports import Deliver
 from runner.sqlite_file import SqliteFile, Work
 from runner.topics import topic_matches
@@ -91,6 +91,10 @@ class EmbeddedTransport:
     async def declare(self, topology: Topology) -> None:
         """See `Transport.declare`."""
         await self._write(lambda connection: _declare(connection, topology))
+
+    async def compare(self, topology: Topology) -> Sequence[Difference]:
+        """See `TopologyReader.compare`."""
+        return await self._read(lambda connection: list(_compare(connection, topology)))
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
         """See `Transport.publish`."""
@@ -309,6 +313,37 @@ def _declare(connection: sqlite3.Connection, topology: Topology) -> None:
         "INSERT INTO broker_bindings VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         [(b.exchange, b.queue, b.pattern) for b in topology.bindings],
     )
+
+
+def _compare(connection: sqlite3.Connection, topology: Topology) -> Iterator[Difference]:
+    exchanges = dict(connection.execute("SELECT name, type FROM broker_exchanges").fetchall())
+    for exchange in topology.exchanges:
+        stands = exchanges.get(exchange.name)
+        if stands is None:
+            yield Difference(kind="exchange", name=exchange.name, change="additive", detail="it is not there")
+        elif stands == exchange.type:
+            yield Difference(kind="exchange", name=exchange.name, change="none")
+        else:
+            detail = f'it stands with type "{stands}", the plan says "{exchange.type}"'
+            yield Difference(kind="exchange", name=exchange.name, change="destructive", detail=detail)
+    queues = dict(connection.execute("SELECT name, arguments FROM broker_queues").fetchall())
+    depths = dict(connection.execute("SELECT queue, count(*) FROM broker_messages GROUP BY queue").fetchall())
+    for queue in topology.queues:
+        yield _compare_queue(queue, queues.get(queue.name), depths.get(queue.name, 0))
+    bindings = set(connection.execute("SELECT exchange, queue, pattern FROM broker_bindings").fetchall())
+    for binding in topology.bindings:
+        stands = (binding.exchange, binding.queue, binding.pattern) in bindings
+        yield Difference(kind="binding", name=str(binding), change="none" if stands else "additive")
+
+
+def _compare_queue(queue: Queue, stands: str | None, messages: int) -> Difference:
+    if stands is None:
+        return Difference(kind="queue", name=queue.name, change="additive", detail="it is not there")
+    try:
+        _refuse_drift("queue", queue.name, msgspec.json.decode(stands), queue.arguments)
+    except TopologyError as error:
+        return Difference(kind="queue", name=queue.name, change="needs drain", detail=error.message, messages=messages)
+    return Difference(kind="queue", name=queue.name, change="none", messages=messages)
 
 
 def _refuse_drift(what: str, name: str, stands: Mapping[str, object], planned: Mapping[str, object]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import aio_pika
@@ -30,15 +30,20 @@ from yarl import URL
 
 from runner.errors import SettingsError, TopologyError, TransportError
 from runner.message import Delivery, Outgoing, Properties
-from runner.plan import Topology
+from runner.plan import Difference, Exchange, Queue, Topology
 from runner.ports import Deliver
 
 HEARTBEAT_S = 10
 CONNECT_TIMEOUT_S = 5.0
 PUBLISH_TIMEOUT_S = 10.0
+BLOCKED_TIMEOUT_S = 1.0
+MAX_ARGUMENTS = 30
+UNSEEN = "it is there; how it was made, the broker tells only a user with the configure right"
 SUPERVISE_S = 1.0
 COUNT_CONSUMERS_EVERY = 5
 MAX_BACKOFF_S = 10.0
+
+Change = Literal["none", "additive", "needs drain", "destructive", "unknown"]
 
 _log = logging.getLogger("flowrun.rabbitmq")
 # Recovery is ours and says what it does; the libraries' own warnings would say it twice, with stacks.
@@ -120,6 +125,19 @@ class _Link:
         except (amqp.AMQPError, OSError, TimeoutError, RuntimeError) as error:
             raise _connect_fault(url, error) from error
 
+    async def unblocked(self) -> None:
+        """Return unless the broker takes no messages for now (`connection.blocked`): what is sent all the same would
+        pile up before the socket, and again with each try. Raises TransportError."""
+        transport = (await self.open()).transport
+        assert transport is not None
+        try:
+            async with asyncio.timeout(BLOCKED_TIMEOUT_S):
+                await transport.connection.ready()
+        except TimeoutError:
+            raise TransportError(
+                "the broker takes no messages for now: it is short of memory or disk (connection.blocked)"
+            ) from None
+
     async def channel(self, *, confirms: bool = False) -> AbstractChannel:
         """A new channel. Raises TransportError."""
         connection = await self.open()
@@ -169,7 +187,7 @@ class RabbitTransport:
     async def declare(self, topology: Topology) -> None:
         """See `Transport.declare`."""
         self._topology = topology
-        channel = await self._publishing.channel()
+        channel = await self._asking.channel()
         with _faults("the topology cannot be declared"):
             try:
                 await _declare(channel, topology)
@@ -191,7 +209,7 @@ class RabbitTransport:
 
     async def _inspect(self, queue: str) -> Any:
         """The broker's answer to a passive declare; None if there is no such queue."""
-        channel = await self._publishing.channel()
+        channel = await self._asking.channel()
         with _faults(f'"{queue}" cannot be looked at'):
             try:
                 found = await channel.queue_declare(queue, passive=True, timeout=CONNECT_TIMEOUT_S)
@@ -200,12 +218,89 @@ class RabbitTransport:
         await _close(channel)
         return found
 
+    @property
+    def _asking(self) -> _Link:
+        """The connection for questions. Once we consume, not the publishing one: an alarm blocks that whole."""
+        return self._consuming if self._consuming.connection is not None else self._publishing
+
+    async def compare(self, topology: Topology) -> Sequence[Difference]:
+        """See `TopologyReader.compare`. Over AMQP a broker tells no bindings, and arguments only to a user who may
+        declare; declaring what stands already changes nothing."""
+        found = [await self._compare_exchange(exchange) for exchange in topology.exchanges]
+        found += [await self._compare_queue(queue) for queue in topology.queues]
+        there = {difference.name for difference in found if difference.change != "additive"}
+        for binding in topology.bindings:
+            stands = binding.exchange in there and binding.queue in there
+            detail = "AMQP does not show bindings; start makes it again" if stands else ""
+            found.append(
+                Difference(kind="binding", name=str(binding), change="unknown" if stands else "additive", detail=detail)
+            )
+        return found
+
+    async def _compare_exchange(self, exchange: Exchange) -> Difference:
+        def difference(change: Change, detail: str = "") -> Difference:
+            return Difference(kind="exchange", name=exchange.name, change=change, detail=detail)
+
+        if not await self._ask(lambda c: c.exchange_declare(exchange.name, passive=True)):
+            return difference("additive", "it is not there")
+        try:
+            await self._ask(lambda c: c.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True))
+        except amqp.ChannelPreconditionFailed as error:
+            return difference("destructive", f"{_drift(error)}; deleting it takes its bindings with it")
+        except amqp.ChannelAccessRefused:
+            return difference("none", UNSEEN)
+        return difference("none")
+
+    async def _compare_queue(self, queue: Queue) -> Difference:
+        found = await self._inspect(queue.name)
+        if found is None:
+            return Difference(kind="queue", name=queue.name, change="additive", detail="it is not there")
+        change: Change = "none"
+        faults: list[str] = []
+        arguments: dict[str, Any] = dict(queue.arguments)
+        for _ in range(MAX_ARGUMENTS):  # the broker names one argument a try
+            try:
+                await self._ask(lambda c: c.queue_declare(queue.name, durable=True, arguments=arguments))
+            except amqp.ChannelAccessRefused:
+                faults.append(UNSEEN)
+            except amqp.ChannelPreconditionFailed as error:
+                change = "needs drain"
+                faults.append(str(_drift(error)))
+                if _take_over(arguments, error):
+                    continue
+            break
+        return Difference(
+            kind="queue",
+            name=queue.name,
+            change=change,
+            detail="; ".join(faults),
+            messages=found.message_count,
+        )
+
+    async def _ask(self, question: Callable[[AbstractChannel], Awaitable[Any]]) -> bool:
+        """Whether the broker agrees, False for what is not there. Each on a channel of its own: a no closes it.
+
+        Raises ChannelPreconditionFailed, ChannelAccessRefused or TransportError.
+        """
+        channel = await self._asking.channel()
+        try:
+            await question(channel)
+        except amqp.ChannelNotFoundEntity:
+            return False
+        except (amqp.ChannelPreconditionFailed, amqp.ChannelAccessRefused):
+            raise
+        except (*_LOST, amqp.AMQPError, RuntimeError) as error:
+            raise TransportError(f"the topology cannot be looked at: {_reason(error)}") from error
+        await _close(channel)
+        return True
+
     # --- publishing
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
         """See `Transport.publish`."""
         results: list[str | None] = []
         async with self._publish_lock:
+            await self._publishing.unblocked()
             for batch in _without_repeats(messages):
                 results += await self._publish_batch(batch)
         return results
@@ -522,6 +617,19 @@ def _drift(error: BaseException) -> TopologyError:
         f'{match["what"]} "{match["name"]}" stands with {match["arg"]} {live}, the plan says {plan}',
         hint="drain and delete it, or name another project",
     )
+
+
+def _take_over(arguments: dict[str, Any], error: BaseException) -> bool:
+    """Make an argument what the broker says that it is, so that it names the next one; False if that is unclear."""
+    match = _INEQUIVALENT.search(_reason(error))
+    if match is None or not match["arg"].startswith("x-"):
+        return False
+    live = match["live"]
+    if live == "none":
+        return arguments.pop(match["arg"], None) is not None
+    value = live.removeprefix("the value ").strip("'")
+    arguments[match["arg"]] = int(value) if value.lstrip("-").isdigit() else value
+    return True
 
 
 def _connect_fault(url: URL, error: BaseException) -> TransportError:

@@ -184,10 +184,12 @@ REFUSED: dict[str, dict[str, Any]] = {
     "an action that does not work yet": as_flow([{"wait": "1h"}]),
     "stop: false": as_flow([{"stop": False}]),
     "empty set": as_flow([{"set": {}}]),
-    "pivot": as_flow([{"use": "a", "pivot": True}]),
+    "pivot of a set": as_flow([{"set": {"a": 1}, "pivot": True}]),
+    "pivot in on_failure": as_flow({"on_failure": [{"use": "a", "pivot": True}]}),
     "catch without do": as_flow([{"use": "a", "catch": [{"on": ["b"]}]}]),
     "empty compensate": as_flow([{"use": "a", "compensate": []}]),
-    "compensate with if": as_flow([{"use": "a", "compensate": {"use": "b", "if": "attempted"}}]),
+    "compensate with an odd if": as_flow([{"use": "a", "compensate": {"use": "b", "if": "event.x"}}]),
+    "idempotency without a key": {"handlers": {"h": {"steps": [], "idempotency": {"ttl": "1d"}}}},
     "compensate with id": as_flow([{"use": "a", "compensate": {"use": "b", "id": "c"}}]),
     "compensate of set": as_flow([{"set": {"a": 1}, "compensate": {"use": "b"}}]),
     "compensate in on_failure": as_flow({"on_failure": [{"use": "a", "compensate": {"use": "b"}}]}),
@@ -208,9 +210,9 @@ def test_own_keys_may_stand_at_the_top() -> None:
     assert misfits("flow", {"flow": "example", "x-mine": {"anything": [1]}}) == []
 
 
-def test_final_steps_differ_from_steps_only_by_compensate() -> None:
+def test_final_steps_differ_from_steps_only_by_what_undoing_needs() -> None:
     definitions = SCHEMAS["flow"]["definitions"]
     for name in ("use", "emit", "set", "switch", "fail", "stop"):
         plain = set(definitions[f"{name}_step"]["properties"])
-        assert plain - set(definitions[f"final_{name}_step"]["properties"]) <= {"compensate"}
+        assert plain - set(definitions[f"final_{name}_step"]["properties"]) <= {"compensate", "pivot"}
         assert definitions[f"{name}_step"]["required"] == [name]

@@ -45,6 +45,9 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
 
 
 def _handler(flow: FlowDecl, handler: HandlerDecl) -> Iterator[Diagnostic]:
+    idempotency = handler.body.get("idempotency")
+    if isinstance(idempotency, MappingNode) and isinstance(key := idempotency.get("key"), ScalarNode):
+        yield from _template(key, _Place(flow, _ROUTE))
     every = {step.id: step for step in all_steps(handler.steps + handler.on_failure)}
     place = _Place(flow, _IN_STEPS, {}, set(), every)
     yield from _steps(handler.steps, place)

@@ -88,7 +88,7 @@ def refused(delivery: Delivery, handler: str = "h") -> EnvelopeError:
 
 def letter(delivery: Delivery, handler: str = "h") -> DeadLetter:
     fault = refused(delivery, handler)
-    return intake.dead_letter(PLAN.programs[f"f.{handler}"], delivery, fault, NOW)
+    return intake.dead_letter(f"f.{handler}", delivery, fault, NOW)
 
 
 ENVELOPE = {
@@ -389,6 +389,6 @@ def test_any_delivery_begins_a_run_or_is_a_dead_letter(key: str, body: bytes, **
     try:
         read(message)
     except EnvelopeError as fault:
-        kept = intake.dead_letter(PLAN.programs["f.h"], message, fault, NOW)
+        kept = intake.dead_letter("f.h", message, fault, NOW)
         assert kept.reason in {"invalid_json", "schema_violation", "unknown_event", "bad_envelope", "expression"}
         assert kept.body == body

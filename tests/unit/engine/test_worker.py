@@ -11,9 +11,11 @@ import pytest
 
 from runner.clock import SystemClock
 from runner.engine import outbox as outbox_module
+from runner.engine import runs as runs_module
 from runner.engine import worker as worker_module
 from runner.engine.executor import Executor
-from runner.engine.worker import Environment, Worker
+from runner.engine.runs import Environment, Plans, Runs, Watch
+from runner.engine.worker import Worker
 from runner.errors import StoreError, TransportError
 from runner.handler import Context, handler
 from runner.lang.compile import compile_project
@@ -63,7 +65,8 @@ class Failing:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "PAUSE_S", 0)
-    monkeypatch.setattr(worker_module, "PUT_DOWN_S", 0)
+    monkeypatch.setattr(runs_module, "PAUSE_S", 0)
+    monkeypatch.setattr(runs_module, "PUT_DOWN_S", 0)
     monkeypatch.setattr(outbox_module, "PAUSE_S", 0)
 
 
@@ -93,18 +96,34 @@ class Bench:
     ) -> AsyncIterator[Worker]:
         async with self.store, self.transport:
             await self.transport.declare(self.plan.topology)
+            environment = Environment(env=lambda _: {}, secrets=lambda _: {})
+            broken_store = store(self.store)
+
+            def runs(draining: Callable[[], bool], on_commit: Watch) -> Runs:
+                return Runs(
+                    plans=Plans(present=self.plan, load_older=self._nothing_older),
+                    store=broken_store,
+                    reader=self.store,
+                    control=self.store,
+                    executor=self._executor(draining),
+                    environment=environment,
+                    clock=SystemClock(),
+                    on_commit=on_commit,
+                )
+
             worker = Worker(
                 plan=self.plan,
-                load_older=self._nothing_older,
                 programs=tuple(self.plan.programs.values()),
                 only_these=False,
                 transport=transport(self.transport),
-                store=store(self.store),
+                store=broken_store,
                 reader=self.store,
-                executor=self._executor,
-                environment=Environment(env=lambda _: {}, secrets=lambda _: {}),
+                doorbell=self.store,
+                runs=runs,
+                environment=environment,
                 clock=SystemClock(),
                 watch=lambda run, change: None,
+                on_suspects=lambda: None,
             )
             tasks = await worker.start()
             yield worker

@@ -1,0 +1,60 @@
+"""`env.X` and `secrets.X`: from environment variables and files, checked before a start, masked in texts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from runner.errors import SettingsError
+from runner.plan import Program
+
+
+def read_env(names: tuple[str, ...]) -> dict[str, str]:
+    """Environment variables, those that are set."""
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def read_secrets(names: tuple[str, ...]) -> dict[str, str]:
+    """Secrets: the variable `X`, or the file that `X_FILE` names; those that are there and can be read."""
+    found = {}
+    for name in names:
+        value = os.environ.get(name)
+        path = os.environ.get(f"{name}_FILE")
+        if value is None and path is not None:
+            with suppress(OSError, UnicodeDecodeError):
+                value = Path(path).read_text().rstrip("\n")
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def check_environment(programs: Iterable[Program]) -> None:
+    """Raise SettingsError that lists every variable and secret the programs need and that is not there."""
+    missing: dict[str, str] = {}
+    for program in programs:
+        have = {**read_env(program.env), **read_secrets(program.secrets)}
+        for name in program.env:
+            if name not in have:
+                missing.setdefault(name, f"{name} ({program.flow})")
+        for name in program.secrets:
+            if name not in have:
+                unreadable = os.environ.get(f"{name}_FILE")
+                what = f"{name}_FILE={unreadable}, which cannot be read" if unreadable else f"{name} or {name}_FILE"
+                missing.setdefault(name, f"{what} ({program.flow})")
+    if missing:
+        raise SettingsError(f"not set: {', '.join(missing.values())}", hint="the flows say so under uses:")
+
+
+def masker(programs: Iterable[Program]) -> Callable[[str], str]:
+    """A function that replaces the programs' secrets, as they are now, in a text."""
+    names = tuple({name for program in programs for name in program.secrets})
+
+    def mask(text: str) -> str:
+        for value in read_secrets(names).values():
+            if value:
+                text = text.replace(value, "***")
+        return text
+
+    return mask
