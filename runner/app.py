@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.environment import read_env, read_secrets
-from runner.errors import NotFoundError, SettingsError
+from runner.errors import NotFoundError, SettingsError, TopologyError
 from runner.lang.compile import Compilation, compile_project
 from runner.lang.load import Sources
 from runner.plan import Plan, Program, Topology
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from runner.records import Change
     from runner.registry import Registry
     from runner.sqlite_file import SqliteFile
+
+
+DIFF_HINT = "flowrun plan --diff shows all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +107,13 @@ class App:
         return self
 
     async def prepare(self, topology: Topology) -> None:
-        """Make the topology stand, as far as the settings let us. Raises TransportError or TopologyError."""
-        await self.transport.declare(topology)
+        """Make the topology stand, or look whether it does, as the settings say, and remember what was declared.
+
+        Raises TransportError or TopologyError.
+        """
+        await prepare(self.settings, self.transport, topology)
+        if self.settings.topology == "declare":
+            await self.store.keep_declared(topology)
 
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
@@ -206,6 +214,28 @@ class App:
             if compilation.plan is not None:
                 older[plan_hash] = compilation.plan
         return older
+
+
+async def prepare(settings: Settings, transport: AnyTransport, topology: Topology) -> None:
+    """Make the topology stand, or look whether it does, as the settings say. Raises TransportError, TopologyError."""
+    if settings.topology == "declare":
+        try:
+            await transport.declare(topology)
+        except TopologyError as error:
+            raise await _all_drift(transport, topology, error) from error
+    elif settings.topology == "verify":
+        amiss = [d for d in await transport.compare(topology) if d.change not in ("none", "unknown")]
+        if amiss:
+            first = f'{amiss[0].kind} "{amiss[0].name}": {amiss[0].detail or "it is not there"}'
+            more = f", and {len(amiss) - 1} more" if len(amiss) > 1 else ""
+            raise TopologyError(f"the broker's objects are not the plan's: {first}{more}", hint=DIFF_HINT)
+
+
+async def _all_drift(transport: AnyTransport, topology: Topology, first: TopologyError) -> TopologyError:
+    """The broker says what differs one by one; its operator wants to know all."""
+    drift = [d for d in await transport.compare(topology) if d.is_drift]
+    text = "; ".join(d.detail for d in drift) or first.message
+    return TopologyError(text, hint=f"drain and delete, or name another project; {DIFF_HINT}")
 
 
 def _environment() -> Environment:

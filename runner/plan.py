@@ -78,6 +78,19 @@ class Topology:
     bindings: tuple[Binding, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerFacts:
+    """What a broker says of itself, and lets us do."""
+
+    product: str
+    version: str
+    may_configure: bool
+    may_publish: bool
+    blocked: bool
+    """It takes no messages for now: it is short of memory or disk."""
+    round_trip_s: float
+
+
 # --- programs: what a handler does -------------------------------------------------------------------------
 
 

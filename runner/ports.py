@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from runner.handler import Context
 from runner.message import Delivery, Outgoing
-from runner.plan import Difference, Topology
+from runner.plan import BrokerFacts, Difference, Topology
 from runner.records import (
     Backlog,
     Change,
@@ -18,6 +18,7 @@ from runner.records import (
     OutboxRow,
     RunSummary,
     StoredRun,
+    StoreFacts,
 )
 
 Deliver = Callable[[Delivery], None]
@@ -67,6 +68,13 @@ class TopologyReader(Protocol):
 
     async def compare(self, topology: Topology) -> Sequence[Difference]:
         """How each object of the topology stands, in its order. Raises TransportError."""
+        ...
+
+    async def facts(self, name: str) -> BrokerFacts:
+        """What the broker says of itself. What we may do is tried out with a queue `name`, gone at once.
+
+        Raises TransportError.
+        """
         ...
 
 
@@ -198,7 +206,8 @@ class DeadLetterStore(Protocol):
 
 
 class PlanStore(Protocol):
-    """Keeps the sources of plans, so that a run can end by the plan that it began with."""
+    """Keeps the sources of plans, so that a run can end by the plan that it began with, and what was declared by
+    them; and knows itself."""
 
     async def keep_plan(self, plan_hash: str, sources: Mapping[str, str]) -> None:
         """Keep the texts of a plan's files, by name; the same hash once."""
@@ -206,6 +215,18 @@ class PlanStore(Protocol):
 
     async def unfinished_plans(self) -> Mapping[str, Mapping[str, str]]:
         """The sources of all plans that some unfinished run began with."""
+        ...
+
+    async def keep_declared(self, topology: Topology) -> None:
+        """Remember these objects as declared on the broker."""
+        ...
+
+    async def declared(self) -> Topology:
+        """All objects that were ever declared and not forgotten."""
+        ...
+
+    async def facts(self) -> StoreFacts:
+        """What the store says of itself."""
         ...
 
 

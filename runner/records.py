@@ -274,6 +274,16 @@ class OutboxRow(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class StoreFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store says of itself. `clock_skew_s` is its clock less ours; `free_bytes` is left on its disk."""
+
+    product: str
+    version: str
+    schema_version: int
+    clock_skew_s: float = 0.0
+    free_bytes: int | None = None
+
+
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     """What a store still has to do, in numbers; `suspects` are among the `runs`."""
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from runner.diagnostics import Diagnostic, Severity
 from runner.errors import SettingsError
@@ -28,6 +28,7 @@ class Settings:
     project: str
     brokers: tuple[str, ...]
     store: str
+    topology: Literal["declare", "verify", "external"] = "declare"
 
 
 def read_file(root: Path) -> tuple[Document | None, list[Diagnostic]]:
@@ -67,6 +68,7 @@ def load_settings(
         project=project,
         brokers=(brokers,) if isinstance(brokers, str) else tuple(brokers),
         store=store or environ.get("FLOWRUN_STORE") or given.get("store") or f"sqlite:.flowrun/{project}.db",
+        topology=given.get("topology") or "declare",
     )
 
 

@@ -15,6 +15,7 @@ from runner.errors import FlowrunError
 
 COMMANDS = {
     "dlq": "Dead letters: messages that could not begin a run.",
+    "doctor": "Say what is wrong with this set-up, and how to mend it.",
     "emit": "Publish an event.",
     "init": "Make a new project.",
     "plan": "Show the broker objects and programs that the flow files declare.",

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from runner.app import open_transport, store_file
+from runner.app import open_transport, prepare, store_file
 from runner.cli import options, output
 from runner.cli.compiled import compiled
 from runner.clock import SystemClock
@@ -121,7 +121,7 @@ def _message(
 
 async def _publish(settings: Settings, plan: Plan, messages: list[Outgoing], *, progress: bool) -> None:
     async with open_transport(settings, store_file(settings)) as transport:
-        await transport.declare(plan.topology)
+        await prepare(settings, transport, plan.topology)
         with click.progressbar(
             length=len(messages), label="publishing", file=sys.stderr, hidden=not progress, show_pos=True
         ) as bar:

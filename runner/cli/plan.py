@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from runner.cli import options, output
+from runner.cli import difference, options, output
 from runner.cli.compiled import compiled
 from runner.plan import Emit, Fail, Plan, Program, Step, Switch, Use
+from runner.settings import Settings, load_settings
 from runner.times import format_duration
 
 
 @click.command("plan")
-@options.project_dir
+@options.settings
+@click.option("--diff", is_flag=True, help="Compare with the live broker: what start would add, and what it refuses.")
 @options.as_json
-def command(root: Path, as_json: bool) -> None:
-    """Show exchanges, queues, bindings and programs as the flow files declare them."""
-    plan = compiled(root).compilation.plan
-    assert plan is not None
+def command(root: Path, broker: str | None, store: str | None, diff: bool, as_json: bool) -> None:
+    """Show exchanges, queues, bindings and programs as the flow files declare them.
+
+    With --diff exit code 1 says that something stands otherwise than planned, so that start would refuse.
+    """
+    if diff:
+        _show_difference(load_settings(root, broker=broker, store=store), as_json)
+        return
+    plan = compiled(root).plan
     if as_json:
         output.echo(output.json_value(_as_json(plan)))
         return
     for line in _text(plan):
         output.echo(line)
+
+
+def _show_difference(settings: Settings, as_json: bool) -> None:
+    plan = compiled(settings.root, settings.project).plan
+    planned, left_over = asyncio.run(difference.compare(settings, plan))
+    if as_json:
+        output.echo(output.json_value(difference.as_json(planned, left_over)))
+    else:
+        for line in difference.text(settings, planned, left_over):
+            output.echo(line)
+    if any(found.is_drift for found in planned):
+        raise SystemExit(1)
 
 
 def _text(plan: Plan) -> Iterator[str]:

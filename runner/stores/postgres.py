@@ -12,7 +12,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib.resources import files
 from types import TracebackType
 from typing import Any, TypeVar
@@ -22,7 +22,18 @@ import msgspec
 
 from runner.errors import NotFoundError, OwnershipError, StoreError
 from runner.message import new_id
-from runner.records import SUSPECT_CRASHES, Backlog, Change, DeadLetter, Intervention, OutboxRow, RunSummary, StoredRun
+from runner.plan import Topology
+from runner.records import (
+    SUSPECT_CRASHES,
+    Backlog,
+    Change,
+    DeadLetter,
+    Intervention,
+    OutboxRow,
+    RunSummary,
+    StoredRun,
+    StoreFacts,
+)
 from runner.sql import load_queries
 from runner.stores import rows
 from runner.times import rfc3339
@@ -287,6 +298,31 @@ class PostgresStore:
         """See `PlanStore.unfinished_plans`."""
         found = await self._with(lambda c: c.fetch(_SQL["unfinished_plans"]))
         return {row["hash"]: msgspec.json.decode(row["sources"], type=dict[str, str]) for row in found}
+
+    async def keep_declared(self, topology: Topology) -> None:
+        """See `PlanStore.keep_declared`."""
+        columns = _columns(rows.declared_values(topology))
+        await self._with(lambda c: c.execute(_SQL["keep_declared"], *columns))
+
+    async def declared(self) -> Topology:
+        """See `PlanStore.declared`."""
+        return rows.declared_topology(await self._with(lambda c: c.fetch(_SQL["declared"])))
+
+    async def facts(self) -> StoreFacts:
+        """See `PlanStore.facts`."""
+
+        async def ask(connection: _Connection) -> StoreFacts:
+            before = datetime.now(UTC)
+            theirs = await connection.fetchval("SELECT clock_timestamp()")
+            ours = before + (datetime.now(UTC) - before) / 2
+            return StoreFacts(
+                product="PostgreSQL",
+                version=await connection.fetchval("SHOW server_version"),
+                schema_version=len(SCRIPTS),
+                clock_skew_s=(theirs - ours).total_seconds(),
+            )
+
+        return await self._with(ask)
 
     # --- the writer
 

@@ -176,3 +176,10 @@ INSERT INTO plans (hash, sources) VALUES ($1, $2) ON CONFLICT (hash) DO NOTHING
 
 -- name: unfinished_plans
 SELECT hash, sources FROM plans WHERE hash IN (SELECT plan_hash FROM runs WHERE finished_at IS NULL)
+
+-- name: keep_declared
+INSERT INTO declared_objects (kind, name, body) SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body
+
+-- name: declared
+SELECT kind, body FROM declared_objects ORDER BY kind, name

@@ -8,3 +8,10 @@ ALTER TABLE runs
 CREATE UNIQUE INDEX runs_key ON runs (handler, key) WHERE key_until IS NOT NULL;
 
 CREATE INDEX runs_requested ON runs (owner) WHERE request IS NOT NULL;
+
+CREATE TABLE declared_objects (
+    kind text NOT NULL,
+    name text NOT NULL,
+    body text NOT NULL,
+    PRIMARY KEY (kind, name)
+);

@@ -9,6 +9,7 @@ import msgspec
 
 from runner.errors import NotFoundError
 from runner.message import Meta, Outgoing, Properties
+from runner.plan import Binding, Exchange, Queue, Topology
 from runner.records import (
     HELD,
     Change,
@@ -29,6 +30,9 @@ _meta = msgspec.json.Decoder(Meta).decode
 _error = msgspec.json.Decoder(Error).decode
 _trace = msgspec.json.Decoder(dict[str, str]).decode
 _properties = msgspec.json.Decoder(Properties).decode
+_exchange = msgspec.json.Decoder(Exchange).decode
+_queue = msgspec.json.Decoder(Queue).decode
+_binding = msgspec.json.Decoder(Binding).decode
 _letter = msgspec.json.Decoder(DeadLetter).decode
 intervention = msgspec.json.Decoder(Intervention).decode
 
@@ -133,6 +137,27 @@ def stored_run(row: Sequence[Any], bodies: Iterable[str]) -> StoredRun:
         finished_at=finished_at,
         error=_error(error) if error else None,
         request=intervention(request) if request else None,
+    )
+
+
+def declared_values(topology: Topology) -> list[tuple[str, str, str]]:
+    """kind, name, body of each object."""
+    return [
+        *(("exchange", exchange.name, text(exchange)) for exchange in topology.exchanges),
+        *(("queue", queue.name, text(queue)) for queue in topology.queues),
+        *(("binding", str(binding), text(binding)) for binding in topology.bindings),
+    ]
+
+
+def declared_topology(found: Iterable[Sequence[str]]) -> Topology:
+    """Of kind, body."""
+    bodies: dict[str, list[str]] = {"exchange": [], "queue": [], "binding": []}
+    for kind, body in found:
+        bodies[kind].append(body)
+    return Topology(
+        exchanges=tuple(_exchange(body) for body in bodies["exchange"]),
+        queues=tuple(_queue(body) for body in bodies["queue"]),
+        bindings=tuple(_binding(body) for body in bodies["binding"]),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -13,6 +14,7 @@ from types import TracebackType
 import msgspec
 
 from runner.errors import NotFoundError, OwnershipError, StoreError
+from runner.plan import Topology
 from runner.records import (
     SUSPECT_CRASHES,
     Backlog,
@@ -23,6 +25,7 @@ from runner.records import (
     RunStarted,
     RunSummary,
     StoredRun,
+    StoreFacts,
 )
 from runner.sql import load_queries
 from runner.sqlite_file import SqliteFile
@@ -193,6 +196,25 @@ class SqliteStore:
         """See `PlanStore.unfinished_plans`."""
         found = await self._file.read(lambda c: c.execute(_SQL["unfinished_plans"]).fetchall())
         return {plan_hash: msgspec.json.decode(text, type=dict[str, str]) for plan_hash, text in found}
+
+    async def keep_declared(self, topology: Topology) -> None:
+        """See `PlanStore.keep_declared`."""
+        values = rows.declared_values(topology)
+        await self._file.write(lambda c: c.executemany(_SQL["keep_declared"], values))
+
+    async def declared(self) -> Topology:
+        """See `PlanStore.declared`."""
+        return rows.declared_topology(await self._file.read(lambda c: c.execute(_SQL["declared"]).fetchall()))
+
+    async def facts(self) -> StoreFacts:
+        """See `PlanStore.facts`."""
+        path = self._file.path
+        return StoreFacts(
+            product="SQLite",
+            version=sqlite3.sqlite_version,
+            schema_version=len(SCRIPTS),
+            free_bytes=None if path == ":memory:" else shutil.disk_usage(path).free,
+        )
 
     # --- inside a transaction
 

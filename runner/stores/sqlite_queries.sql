@@ -143,3 +143,10 @@ INSERT INTO plans (hash, sources) VALUES (?, ?) ON CONFLICT (hash) DO NOTHING
 
 -- name: unfinished_plans
 SELECT hash, sources FROM plans WHERE hash IN (SELECT plan_hash FROM runs WHERE finished_at IS NULL)
+
+-- name: keep_declared
+INSERT INTO declared_objects (kind, name, body) VALUES (?, ?, ?)
+ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body
+
+-- name: declared
+SELECT kind, body FROM declared_objects ORDER BY kind, name

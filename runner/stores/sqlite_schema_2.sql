@@ -9,3 +9,10 @@ ALTER TABLE runs ADD COLUMN request TEXT;
 CREATE UNIQUE INDEX runs_key ON runs (handler, key) WHERE key_until IS NOT NULL;
 
 CREATE INDEX runs_requested ON runs (owner) WHERE request IS NOT NULL;
+
+CREATE TABLE declared_objects (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (kind, name)
+);

@@ -2,7 +2,7 @@
 """What every transport must do: inherit `TransportContract` in a pytest class, say how to connect, run it.
 
     class TestMyTransport(TransportContract):
-        def transport(self) -> AbstractAsyncContextManager[Transport]:
+        def transport(self) -> AbstractAsyncContextManager[AnyTransport]:
             return MyTransport("my://broker")
 
 Needs pytest-asyncio in its `auto` mode. No test sleeps: that nothing more comes is seen by a message sent
@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 from runner.errors import TopologyError, TransportError
 from runner.message import Delivery, Outgoing, Properties, new_id
 from runner.plan import Binding, Exchange, Queue, Topology
-from runner.ports import Transport
+from runner.ports import AnyTransport, Transport
 
 TIMEOUT_S = 30.0
 MANY = 10_000
@@ -94,7 +94,7 @@ class TransportContract:
         """A name that no other test has."""
         return f"contract-{new_id()}"
 
-    def transport(self) -> AbstractAsyncContextManager[Transport]:
+    def transport(self) -> AbstractAsyncContextManager[AnyTransport]:
         """A new transport onto the same broker at each call."""
         raise NotImplementedError
 
@@ -579,6 +579,61 @@ class TransportContract:
             error = await _error_of(TopologyError, transport.declare(self.topology(kind="fanout")))
             for word in (self.name("events"), "topic", "fanout"):
                 assert word in error.message
+
+    # --- looking without touching
+
+    async def test_what_is_missing_is_additive_and_stays_missing(self) -> None:
+        topology = self.topology("q", bindings=[("a", "q")])
+        async with self.transport() as transport:
+            for _ in range(2):
+                found = await transport.compare(topology)
+                assert [(d.kind, d.change) for d in found] == [
+                    ("exchange", "additive"),
+                    ("queue", "additive"),
+                    ("binding", "additive"),
+                ]
+            assert not any(d.is_drift for d in found)
+
+    async def test_what_stands_as_planned_is_no_difference_and_keeps_its_messages(self) -> None:
+        topology = self.topology("q", bindings=[("a", "q")])
+        async with self.transport() as transport:
+            await transport.declare(topology)
+            await self.put(transport, "q", b"x", b"y")
+            await self.waiting(transport, "q", 2)
+            exchange, queue, binding = await transport.compare(topology)
+            assert (exchange.change, queue.change, queue.messages) == ("none", "none", 2)
+            assert binding.change in ("none", "unknown")
+            assert await self.drained(transport, "q") == [b"x", b"y"]
+
+    async def test_a_queue_with_other_arguments_needs_a_drain_and_each_is_named(self) -> None:
+        argument, value = self.drifted
+        async with self.transport() as transport:
+            await transport.declare(self.topology("q"))
+            await self.put(transport, "q", b"x")
+            await self.waiting(transport, "q", 1)
+            changed = {**self.arguments, argument: value, "x-message-ttl": 60_000}
+            _, queue = await transport.compare(self.topology("q", arguments=changed))
+            assert (queue.change, queue.messages) == ("needs drain", 1)
+            assert argument in queue.detail
+            assert await self.drained(transport, "q") == [b"x"]
+
+    async def test_an_exchange_of_another_type_is_destructive(self) -> None:
+        async with self.transport() as transport:
+            await transport.declare(self.topology(kind="topic"))
+            [exchange] = await transport.compare(self.topology(kind="fanout"))
+            assert exchange.change == "destructive"
+            assert "topic" in exchange.detail
+            assert "fanout" in exchange.detail
+
+    async def test_a_broker_tells_what_it_is_and_what_we_may_do(self) -> None:
+        async with self.transport() as transport:
+            facts = await transport.facts(self.name("tried-out"))
+            assert facts.product
+            assert facts.version
+            assert (facts.may_configure, facts.may_publish, facts.blocked) == (True, True, False)
+            assert facts.round_trip_s >= 0
+            topology = self.topology("tried-out")
+            assert (await transport.compare(topology))[1].change == "additive", "it left its queue behind"
 
     async def test_depth_counts_what_waits(self) -> None:
         inbox = Inbox()

@@ -19,7 +19,7 @@ import msgspec
 
 from runner.errors import StoreError, TopologyError, TransportError
 from runner.message import Delivery, Outgoing, Properties
-from runner.plan import Difference, Queue, Topology
+from runner.plan import BrokerFacts, Difference, Queue, Topology
 from runner.ports import Deliver
 from runner.sqlite_file import SqliteFile, Work
 from runner.topics import topic_matches
@@ -95,6 +95,20 @@ class EmbeddedTransport:
     async def compare(self, topology: Topology) -> Sequence[Difference]:
         """See `TopologyReader.compare`."""
         return await self._read(lambda connection: list(_compare(connection, topology)))
+
+    async def facts(self, name: str) -> BrokerFacts:
+        """See `TopologyReader.facts`."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        await self.depth([name])
+        return BrokerFacts(
+            product="embedded",
+            version=sqlite3.sqlite_version,
+            may_configure=True,
+            may_publish=True,
+            blocked=False,
+            round_trip_s=clock() - began,
+        )
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
         """See `Transport.publish`."""

@@ -30,7 +30,7 @@ from yarl import URL
 
 from runner.errors import SettingsError, TopologyError, TransportError
 from runner.message import Delivery, Outgoing, Properties
-from runner.plan import Difference, Exchange, Queue, Topology
+from runner.plan import BrokerFacts, Difference, Exchange, Queue, Topology
 from runner.ports import Deliver
 
 HEARTBEAT_S = 10
@@ -236,6 +236,49 @@ class RabbitTransport:
                 Difference(kind="binding", name=str(binding), change="unknown" if stands else "additive", detail=detail)
             )
         return found
+
+    async def facts(self, name: str) -> BrokerFacts:
+        """See `TopologyReader.facts`."""
+        connection = await self._publishing.open()
+        transport = connection.transport
+        assert transport is not None
+        said = transport.connection.server_properties
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        await self._inspect(name)
+        round_trip_s = clock() - began
+        try:
+            await self._publishing.unblocked()
+        except TransportError:
+            blocked = True
+        else:
+            blocked = False
+        may_configure, may_publish = (False, False) if blocked else await self._try_out(name)
+        return BrokerFacts(
+            product=str(said.get("product", "an AMQP broker")),
+            version=str(said.get("version", "?")),
+            may_configure=may_configure,
+            may_publish=may_publish,
+            blocked=blocked,
+            round_trip_s=round_trip_s,
+        )
+
+    async def _try_out(self, name: str) -> tuple[bool, bool]:
+        """Whether we may make a queue, and publish. The queue is exclusive: it is gone with the connection at the
+        latest."""
+        channel = await self._publishing.channel(confirms=True)
+        with _faults("the permissions cannot be tried out"):
+            try:
+                await channel.queue_declare(name, exclusive=True, auto_delete=True, timeout=CONNECT_TIMEOUT_S)
+            except amqp.ChannelAccessRefused:
+                return False, True
+            try:
+                await channel.basic_publish(b"", routing_key=name, timeout=CONNECT_TIMEOUT_S)
+                await channel.queue_delete(name, timeout=CONNECT_TIMEOUT_S)
+            except amqp.ChannelAccessRefused:
+                return True, False
+        await _close(channel)
+        return True, True
 
     async def _compare_exchange(self, exchange: Exchange) -> Difference:
         def difference(change: Change, detail: str = "") -> Difference:
