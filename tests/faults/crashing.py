@@ -1,0 +1,139 @@
+"""`flowrun`, but its process dies at a named point, or one of its promises is broken on purpose.
+
+    FLOWRUN_CRASH="after commit 7" FLOWRUN_CRASH_MARK=/tmp/died python tests/faults/crashing.py start
+
+dies, as by kill -9, right after the seventh commit, and leaves the file. Where the file stands already nothing dies:
+a process that is brought up again by whoever watches over it gets through.
+
+    FLOWRUN_BREAK=inbox      every delivery of a message begins a run of its own
+    FLOWRUN_BREAK=ack        a delivery is acknowledged when it comes, before its run is in the store
+
+The product has no hooks for this: the open store and transport get other methods, from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import runner.app
+from runner.cli import main
+from runner.engine import intake
+from runner.message import Delivery
+
+STORE, TRANSPORT = ("commit", "sent"), ("publish", "settle")
+METHODS = (*STORE, *TRANSPORT)
+MOMENTS = ("before", "after")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a process dies: before or after the `number`th call (from 1) of a method."""
+
+    moment: str
+    method: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.moment} {self.method} {self.number}"
+
+
+def parse_point(text: str) -> Point:
+    """The reverse of `str(point)`."""
+    moment, method, number = text.split()
+    assert moment in MOMENTS, text
+    assert method in METHODS, text
+    return Point(moment, method, int(number))
+
+
+def every_point(chance: random.Random, rounds: int, *, most: int) -> list[Point]:
+    """Each method's each moment, `rounds` times, at calls drawn from the first `most`; in a drawn order."""
+    points = [Point(m, name, chance.randint(1, most)) for name in METHODS for m in MOMENTS for _ in range(rounds)]
+    chance.shuffle(points)
+    return points
+
+
+def die(mark: Path) -> None:
+    """End this process as kill -9 does, unless one has died here before."""
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(point: Point, target: Any, mark: Path) -> None:
+    """Let `target`'s method kill the process at that point."""
+    real = getattr(target, point.method)
+    calls = count(1)
+
+    async def dying(*args: Any, **options: Any) -> Any:
+        is_it = next(calls) == point.number
+        if is_it and point.moment == "before":
+            die(mark)
+        result = await real(*args, **options)
+        if is_it and point.moment == "after":
+            die(mark)
+        return result
+
+    setattr(target, point.method, dying)
+
+
+def acknowledge_at_once(transport: Any) -> None:
+    """Break the promise that a message is acknowledged after its run is in the store."""
+    consume = transport.consume
+
+    async def consume_at_once(queue: str, prefetch: int, deliver: Callable[[Delivery], None]) -> Any:
+        tasks = set()
+
+        async def acknowledge(delivery: Delivery) -> None:
+            await transport.settle([delivery])
+            deliver(delivery)
+
+        def delivered(delivery: Delivery) -> None:
+            task = asyncio.create_task(acknowledge(delivery))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        return await consume(queue, prefetch, delivered)
+
+    transport.consume = consume_at_once
+
+
+def opened(open_it: Callable[..., Any], methods: tuple[str, ...], point: Point | None, mark: Path) -> Any:
+    """`open_store` or `open_transport`, whose result dies at the point, if that is one of `methods`."""
+
+    def open_dying(*args: Any) -> Any:
+        target = open_it(*args)
+        if os.environ.get("FLOWRUN_BREAK") == "ack" and methods is TRANSPORT:
+            acknowledge_at_once(target)
+        if point is not None and point.method in methods:
+            die_at(point, target, mark)
+        return target
+
+    return open_dying
+
+
+def arm() -> None:
+    """Change what `runner.app` opens as the environment says."""
+    text, mark = os.environ.get("FLOWRUN_CRASH"), Path(os.environ.get("FLOWRUN_CRASH_MARK", ""))
+    point = parse_point(text) if text else None
+    runner.app.open_store = opened(runner.app.open_store, STORE, point, mark)
+    runner.app.open_transport = opened(runner.app.open_transport, TRANSPORT, point, mark)
+    if os.environ.get("FLOWRUN_BREAK") == "inbox":
+        intake.run_id = lambda *_: str(uuid.uuid4())
+
+
+if __name__ == "__main__":
+    arm()
+    sys.argv[0] = "flowrun"
+    main()
