@@ -8,16 +8,20 @@ a process that is brought up again by whoever watches over it gets through.
     FLOWRUN_BREAK=inbox      every delivery of a message begins a run of its own
     FLOWRUN_BREAK=ack        a delivery is acknowledged when it comes, before its run is in the store
 
+    FLOWRUN_DELIVERIES=file  appends a line for everything that the broker hands over; see `read_deliveries`
+
 The product has no hooks for this: the open store and transport get other methods, from outside.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +57,21 @@ def parse_point(text: str) -> Point:
     assert moment in MOMENTS, text
     assert method in METHODS, text
     return Point(moment, method, int(number))
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A message that the broker handed over; `at` is the wall clock's, in seconds."""
+
+    at: float
+    queue: str
+    message_id: str | None
+    redelivered: bool
+
+
+def read_deliveries(path: Path) -> list[Handed]:
+    """What FLOWRUN_DELIVERIES names, in the order in which it came."""
+    return [Handed(*json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def every_point(chance: random.Random, rounds: int, *, most: int) -> list[Point]:
@@ -109,6 +128,22 @@ def acknowledge_at_once(transport: Any) -> None:
     transport.consume = consume_at_once
 
 
+def log_deliveries(transport: Any, path: Path) -> None:
+    """Write down what comes, in one write a line: several processes may share the file."""
+    consume = transport.consume
+    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    async def consume_and_log(queue: str, prefetch: int, deliver: Callable[[Delivery], None]) -> Any:
+        def delivered(delivery: Delivery) -> None:
+            row = [time.time(), queue, delivery.properties.message_id, delivery.redelivered]
+            os.write(file, json.dumps(row).encode() + b"\n")
+            deliver(delivery)
+
+        return await consume(queue, prefetch, delivered)
+
+    transport.consume = consume_and_log
+
+
 def opened(open_it: Callable[..., Any], methods: tuple[str, ...], point: Point | None, mark: Path) -> Any:
     """`open_store` or `open_transport`, whose result dies at the point, if that is one of `methods`."""
 
@@ -116,6 +151,8 @@ def opened(open_it: Callable[..., Any], methods: tuple[str, ...], point: Point |
         target = open_it(*args)
         if os.environ.get("FLOWRUN_BREAK") == "ack" and methods is TRANSPORT:
             acknowledge_at_once(target)
+        if methods is TRANSPORT and (log := os.environ.get("FLOWRUN_DELIVERIES")):
+            log_deliveries(target, Path(log))
         if point is not None and point.method in methods:
             die_at(point, target, mark)
         return target
