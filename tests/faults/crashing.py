@@ -1,9 +1,9 @@
 """`flowrun`, but its process dies at a named point, or one of its promises is broken on purpose.
 
-    FLOWRUN_CRASH="after commit 7" FLOWRUN_CRASH_MARK=/tmp/died python tests/faults/crashing.py start
+    FLOWRUN_CRASH="after commit 7" FLOWRUN_CRASH_ARMED=/tmp/armed python tests/faults/crashing.py start
 
-dies, as by kill -9, right after the seventh commit, and leaves the file. Where the file stands already nothing dies:
-a process that is brought up again by whoever watches over it gets through.
+dies, as by kill -9, right after the seventh commit that is made while the file /tmp/armed stands, and removes the file:
+a process that is brought up again, by whoever watches over it, gets through.
 
     FLOWRUN_BREAK=inbox      every delivery of a message begins a run of its own
     FLOWRUN_BREAK=ack        a delivery is acknowledged when it comes, before its run is in the store
@@ -74,34 +74,34 @@ def read_deliveries(path: Path) -> list[Handed]:
     return [Handed(*json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def every_point(chance: random.Random, rounds: int, *, most: int) -> list[Point]:
-    """Each method's each moment, `rounds` times, at calls drawn from the first `most`; in a drawn order."""
-    points = [Point(m, name, chance.randint(1, most)) for name in METHODS for m in MOMENTS for _ in range(rounds)]
+def every_point(most: int, chance: random.Random) -> list[Point]:
+    """Each method's both moments, at calls drawn from the first `most`; in a drawn order."""
+    points = [Point(moment, method, chance.randint(1, most)) for method in METHODS for moment in MOMENTS]
     chance.shuffle(points)
     return points
 
 
-def die(mark: Path) -> None:
-    """End this process as kill -9 does, unless one has died here before."""
+def die(armed: Path) -> None:
+    """End this process as kill -9 does, unless another one has just done so."""
     try:
-        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
+        armed.unlink()
+    except FileNotFoundError:
         return
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_at(point: Point, target: Any, mark: Path) -> None:
+def die_at(point: Point, target: Any, armed: Path) -> None:
     """Let `target`'s method kill the process at that point."""
     real = getattr(target, point.method)
     calls = count(1)
 
     async def dying(*args: Any, **options: Any) -> Any:
-        is_it = next(calls) == point.number
+        is_it = armed.exists() and next(calls) == point.number
         if is_it and point.moment == "before":
-            die(mark)
+            die(armed)
         result = await real(*args, **options)
         if is_it and point.moment == "after":
-            die(mark)
+            die(armed)
         return result
 
     setattr(target, point.method, dying)
@@ -144,7 +144,7 @@ def log_deliveries(transport: Any, path: Path) -> None:
     transport.consume = consume_and_log
 
 
-def opened(open_it: Callable[..., Any], methods: tuple[str, ...], point: Point | None, mark: Path) -> Any:
+def opened(open_it: Callable[..., Any], methods: tuple[str, ...], point: Point | None, armed: Path) -> Any:
     """`open_store` or `open_transport`, whose result dies at the point, if that is one of `methods`."""
 
     def open_dying(*args: Any) -> Any:
@@ -154,7 +154,7 @@ def opened(open_it: Callable[..., Any], methods: tuple[str, ...], point: Point |
         if methods is TRANSPORT and (log := os.environ.get("FLOWRUN_DELIVERIES")):
             log_deliveries(target, Path(log))
         if point is not None and point.method in methods:
-            die_at(point, target, mark)
+            die_at(point, target, armed)
         return target
 
     return open_dying
@@ -162,10 +162,10 @@ def opened(open_it: Callable[..., Any], methods: tuple[str, ...], point: Point |
 
 def arm() -> None:
     """Change what `runner.app` opens as the environment says."""
-    text, mark = os.environ.get("FLOWRUN_CRASH"), Path(os.environ.get("FLOWRUN_CRASH_MARK", ""))
+    text, armed = os.environ.get("FLOWRUN_CRASH"), Path(os.environ.get("FLOWRUN_CRASH_ARMED", ""))
     point = parse_point(text) if text else None
-    runner.app.open_store = opened(runner.app.open_store, STORE, point, mark)
-    runner.app.open_transport = opened(runner.app.open_transport, TRANSPORT, point, mark)
+    runner.app.open_store = opened(runner.app.open_store, STORE, point, armed)
+    runner.app.open_transport = opened(runner.app.open_transport, TRANSPORT, point, armed)
     if os.environ.get("FLOWRUN_BREAK") == "inbox":
         intake.run_id = lambda *_: str(uuid.uuid4())
 
