@@ -93,10 +93,10 @@ def die(armed: Path) -> None:
 def die_at(point: Point, target: Any, armed: Path) -> None:
     """Let `target`'s method kill the process at that point."""
     real = getattr(target, point.method)
-    calls = count(1)
+    calls, is_armed = count(1), armed.exists
 
     async def dying(*args: Any, **options: Any) -> Any:
-        is_it = armed.exists() and next(calls) == point.number
+        is_it = is_armed() and next(calls) == point.number
         if is_it and point.moment == "before":
             die(armed)
         result = await real(*args, **options)

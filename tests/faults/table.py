@@ -16,7 +16,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 3600
-HEAD = "| fault | times | messages confirmed | lost | doubled | stuck | back at work after: median | max |"
+HEAD = "| fault | times | messages confirmed | lost | doubled | stuck | back at work after: median | max | |"
+NUMBERS = 7
 Row = Mapping[str, Any]
 
 
@@ -39,15 +40,15 @@ def run(rows: Path, fault: str) -> int:
 
 def table(rows: Iterable[Row]) -> list[str]:
     """The rows as Markdown."""
-    return [HEAD, "| --- |" + " ---: |" * (HEAD.count("|") - 2), *(line(row) for row in rows)]
+    return [HEAD, "| --- |" + " ---: |" * NUMBERS + " --- |", *(line(row) for row in rows)]
 
 
 def line(row: Row) -> str:
-    """One row; what was not measured is left empty."""
-    back = sorted(row.get("back_s") or ())
+    """One row, as `harness.record_row` wrote it."""
+    back = sorted(row["recovery_s"])
     times = (f"{statistics.median(back):.1f} s", f"{back[-1]:.1f} s") if back else ("", "")
-    counts = (row.get(name) for name in ("times", "messages", "lost", "doubled", "stuck"))
-    cells = [str(row["fault"]), *("" if n is None else f"{n:,}" for n in counts), *times]
+    counts = (f"{row[name]:,}" for name in ("times", "confirmed", "lost", "doubled", "stuck"))
+    cells = [row["fault"], *counts, *times, row["note"]]
     return "| " + " | ".join(cells) + " |"
 
 
