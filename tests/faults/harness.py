@@ -471,7 +471,7 @@ def judge(confirmed: Iterable[Job], *, runs: Rows, letters: Rows, events: Rows, 
         if finished_at is None:
             unfinished[n] += 1
             stuck.append(f"{handler} of job {n} is {state}")
-    dead = {name: {_number(body) for handler, body in letters if handler == name} for name in begun}
+    dead = {name: {n for handler, body in letters if handler == name for n in _numbers(body)} for name in begun}
     said = Counter(_number(data) for _, data in events)
     waiting = frozenset(_number(body) for _, body in unsent)
     unheard = {n for n in said if n not in begun["ledger.note"] and n not in dead["ledger.note"] and n not in waiting}
@@ -521,3 +521,11 @@ def _broken(runs: Rows, effects: Rows) -> Iterator[str]:
 
 def _number(data: bytes | str) -> int:
     return int(json.loads(bytes(data) if isinstance(data, memoryview) else data)["n"])
+
+
+def _numbers(body: bytes) -> list[int]:
+    """The number of the job that a dead letter is; none of a body that is no job at all."""
+    try:
+        return [_number(body)]
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return []
