@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from faults.crashing import Handed, Point, read_deliveries
 from faults.harness import Runner, Site, wait_until
 
+STORED_TO_S = 0.001
 DRIVER = Path(__file__).parent / "crashing.py"
 
 
@@ -61,6 +64,14 @@ class DrivenSite(Site):
     def deliveries(self) -> list[Handed]:
         """All that the broker has handed over so far."""
         return read_deliveries(self._deliveries)
+
+    def redelivered_in_vain(self) -> list[Handed]:
+        """Messages that came again although their run stood already."""
+        begun = {}
+        for handler, trigger, started_at in self.query("SELECT handler, trigger, started_at FROM runs"):
+            moment = datetime.fromisoformat(started_at).timestamp() + STORED_TO_S
+            begun[f"ledger.{handler}", json.loads(trigger)["id"]] = moment
+        return [h for h in self.deliveries() if h.redelivered and begun.get((h.queue, h.message_id), h.at) < h.at]
 
     @property
     def _armed(self) -> Path:

@@ -41,3 +41,15 @@ def test_a_product_that_acknowledges_before_it_commits_is_seen_to_lose(tmp_path:
     verdict = after_a_crash(tmp_path, "ack", "before")
     assert verdict.lost == {1}
     assert not verdict.doubled
+
+
+def test_an_acknowledgement_that_did_not_get_through_is_seen(tmp_path: Path) -> None:
+    point = Point("before", "settle", 1)
+    with DrivenSite(tmp_path) as site:
+        site.finish()
+        site.emit(1, ["good"])
+        site.arm()
+        site.wait_for_death(site.start(point=point), point)
+        site.finish()
+        assert [handed.message_id for handed in site.redelivered_in_vain()]
+        site.verdict().assert_kept()
