@@ -121,6 +121,7 @@ def bursts(site: DrivenSite) -> Iterator[None]:
 def record(site: DrivenSite, fault: str, rounds: int, back_s: list[float]) -> None:
     verdict = site.verdict()
     verdict.assert_kept()
+    assert not verdict.dead, "a kill is no fault of a message"
     kills = rounds * (AT_ANY_TIME + len(every_point(CALLS, random.Random(0))))
     record_row(fault, kills, [verdict], back_s)
     assert statistics.median(back_s) <= BACK_AT_WORK_S
