@@ -47,8 +47,9 @@ def line(row: Row) -> str:
     """One row, as `harness.record_row` wrote it."""
     back = sorted(row["recovery_s"])
     times = (f"{statistics.median(back):.1f} s", f"{back[-1]:.1f} s") if back else ("", "")
-    counts = (f"{row[name]:,}" for name in ("times", "confirmed", "lost", "doubled", "stuck"))
-    cells = [row["fault"], *counts, *times, row["note"]]
+    stuck = row["stuck"] + row["unsent"]
+    counts = (row["times"], row["confirmed"], row["lost"], row["doubled"], stuck)
+    cells = [row["fault"], *(f"{count:,}" for count in counts), *times, row["note"]]
     return "| " + " | ".join(cells) + " |"
 
 
