@@ -34,7 +34,18 @@ def main() -> int:
 def run(rows: Path, fault: str) -> int:
     """Run the suite, all of it or what `fault` names; returns pytest's exit code."""
     environment = {**os.environ, "FLOWRUN_FAULTS": "large", "FLOWRUN_FAULTS_TABLE": str(rows)}
-    command = [sys.executable, "-m", "pytest", "tests/faults", "-o", f"timeout={TIMEOUT_S}", "-v", "-k", fault]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/faults",
+        "-o",
+        f"timeout={TIMEOUT_S}",
+        "-v",
+        "--durations=0",
+        "-k",
+        fault,
+    ]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 

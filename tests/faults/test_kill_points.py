@@ -28,7 +28,7 @@ EARLY = 0.25
 Load = Callable[[], AbstractContextManager[object]]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(size(300, 3600))
 def test_kills_on_the_embedded_broker_lose_and_double_nothing(tmp_path: Path) -> None:
     rounds = size(1, 30)
     with DrivenSite(tmp_path) as site:
@@ -39,7 +39,7 @@ def test_kills_on_the_embedded_broker_lose_and_double_nothing(tmp_path: Path) ->
 
 @pytest.mark.rabbitmq
 @pytest.mark.postgres
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(size(300, 3600))
 def test_kills_on_rabbitmq_and_postgresql_lose_and_double_nothing(
     rabbit_url: str, postgres_url: str, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 SLOWEST = 0.5
 """Of the rate without poison; what was measured stands in the row."""
 
-pytestmark = [pytest.mark.rabbitmq, pytest.mark.postgres, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.postgres, pytest.mark.timeout(size(300, 3600))]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ KINDS = ("good", "slow", "good", "bad")
 
 @pytest.mark.rabbitmq
 @pytest.mark.postgres
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(size(300, 3600))
 def test_a_runner_that_is_stopped_under_load_leaves_nothing_half_done(
     rabbit_url: str, postgres_url: str, tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ BACK_AT_WORK_S = 10.0
 PREFETCH = 100
 MIB = 1024 * 1024
 
-pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(size(300, 3600))]
 
 Fault = Callable[[PostgresServer, str], None]
 
