@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import os
 import random
 import shutil
@@ -36,6 +37,9 @@ PATIENCE_S = 90.0
 POLL_S = 0.05
 ENTRIES = {"one", "two", "three"}
 KINDS = ("good", "good", "good", "bad", "flaky")
+
+# A producer meets every fault on purpose.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
