@@ -194,9 +194,10 @@ class Producer:
         properties = pika.BasicProperties(message_id=job.message_id, delivery_mode=2, content_type="application/json")
         try:
             self._open().basic_publish("ledger.events", "job.asked", job.body, properties, mandatory=True)
-        except (pika.exceptions.UnroutableError, pika.exceptions.NackError):
-            return False  # the queue is not there yet, or has no leader
+        except pika.exceptions.UnroutableError:
+            return False  # the queue is not there yet
         except (pika.exceptions.AMQPError, OSError):
+            # Also of a nack: a channel that met a quorum queue without a leader may be nacked for ever (3.10.8).
             self._drop()
             return False
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from faults.harness import Site, Verdict, chance, record_row, size, wait_until
 from faults.proxy import FaultProxy
-from services import RabbitServer
+from services import RabbitCluster, RabbitServer, find_rabbitmq
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -190,3 +190,44 @@ def waiting(server: RabbitServer, broker: str) -> int:
     vhost = broker.rpartition("/")[2]
     listed = dict(line.split("\t") for line in server.ctl("list_queues", "-p", vhost, "name", "messages").splitlines())
     return int(listed["ledger.ledger.work"])
+
+
+# --- a cluster of three --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(rabbit_server: RabbitServer) -> Iterator[RabbitCluster]:
+    rabbit_server.stop()  # only for the memory; whoever needs it starts it again
+    sbin = find_rabbitmq()
+    assert sbin is not None
+    cluster = RabbitCluster(sbin)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.mark.timeout(size(240, 1200))
+def test_jobs_survive_the_loss_of_one_node_of_three(cluster: RabbitCluster, tmp_path: Path) -> None:
+    """The node that flowrun is connected to is killed, and the one that it turns to hangs for a while."""
+    urls = cluster.new_vhost()
+    first, second, _ = cluster.nodes
+    killed_s, frozen_s = [], []
+    with Site(tmp_path, brokers=urls) as site:
+        site.start()
+        with site.load(JOBS_A_SECOND):
+            site.probe(time.time())
+            for _ in range(size(1, 5)):
+                first.flush()
+                first.kill()
+                killed_s.append(site.probe(time.time()))
+                first.start()
+                second.freeze()
+                time.sleep(size(10, 20))
+                second.thaw()
+                frozen_s.append(site.probe(time.time()))
+        verdict = site.settled()
+    record_row("one node of three killed", len(killed_s), [verdict], killed_s)
+    record_row("one node of three hangs", len(frozen_s), [verdict], frozen_s, note="the same jobs as above")
+    verdict.assert_kept()
