@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import os
 import random
 import shutil
@@ -36,6 +37,9 @@ PATIENCE_S = 90.0
 POLL_S = 0.05
 ENTRIES = {"one", "two", "three"}
 KINDS = ("good", "good", "good", "bad", "flaky")
+
+# A producer meets every fault on purpose.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
@@ -190,9 +194,10 @@ class Producer:
         properties = pika.BasicProperties(message_id=job.message_id, delivery_mode=2, content_type="application/json")
         try:
             self._open().basic_publish("ledger.events", "job.asked", job.body, properties, mandatory=True)
-        except (pika.exceptions.UnroutableError, pika.exceptions.NackError):
-            return False  # the queue is not there yet, or has no leader
+        except pika.exceptions.UnroutableError:
+            return False  # the queue is not there yet
         except (pika.exceptions.AMQPError, OSError):
+            # Also of a nack: a channel that met a quorum queue without a leader may be nacked for ever (3.10.8).
             self._drop()
             return False
         return True

@@ -46,6 +46,8 @@ class FaultProxy:
         self._server_url = URL(server)
         self._port = free_port()
         self._delay_s = 0.0
+        self.accepted = 0
+        """How many connections clients have made so far."""
         self._connections: set[_Connection] = set()
         self._listener: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
@@ -123,6 +125,7 @@ class FaultProxy:
             flowing.set() if direction in directions else flowing.clear()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
         try:
             there = await asyncio.open_connection(self._server_url.host, self._server_url.port)
         except OSError:
