@@ -1,8 +1,9 @@
 PYTHON ?= python3
 CASE ?=
+FAULT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench services lock
+.PHONY: help demo test check bench faults services lock
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +20,9 @@ check: .venv/.installed ## Lint and type-check
 
 bench: .venv/.installed ## Measure; CASE=name for one benchmark
 	@.venv/bin/python -m benchmarks $(CASE)
+
+faults: services ## Break everything, many times over, and print the table; FAULT=name for some of it
+	@.venv/bin/python tests/faults/table.py "$(FAULT)"
 
 services: .venv/.installed ## As root on Debian, install the RabbitMQ and PostgreSQL that the tests start
 	@.venv/bin/python tests/install_services.py

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -236,20 +237,44 @@ log.console = false
 """
 
 
-class RabbitServer:
-    """One RabbitMQ node, with an epmd of its own; `start` it, `close` it when done.
+class Erlang:
+    """What nodes share that are to find each other: a cookie, and epmd, the daemon that knows their names.
 
-    Keeps its ports and its data over `stop`, `kill` and `restart`.
+    Erlang would start one by itself, but one that stays for ever.
     """
 
-    def __init__(self, sbin: Path) -> None:
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.cookie = f"{random.getrandbits(128):x}"
+        self._epmd: Daemon | None = None
+
+    def start(self, log: Path) -> None:
+        """Once for all nodes."""
+        program = shutil.which("epmd")
+        if program is None or (self._epmd is not None and self._epmd.running):
+            return
+        command: list[str | Path] = [program, "-address", "127.0.0.1", "-port", str(self.port)]
+        self._epmd = Daemon(command, environment=_clean_environment(), log=log)
+
+    def close(self) -> None:
+        if self._epmd is not None:
+            self._epmd.kill()
+
+
+class RabbitServer:
+    """One RabbitMQ node; `start` it, `close` it when done. `settings` are further lines of its rabbitmq.conf.
+
+    Keeps its ports and its data over `stop`, `kill` and `restart`. Nodes of one cluster share an `erlang`.
+    """
+
+    def __init__(self, sbin: Path, *, erlang: Erlang | None = None, settings: str = "") -> None:
         self._sbin = sbin
         self._folder = Path(tempfile.mkdtemp(prefix="flowrun-rabbitmq-"))
-        self._port, self._epmd_port, dist_port = free_port(), free_port(), free_port()
+        self._port, dist_port = free_port(), free_port()
+        self._erlang = erlang or Erlang()
         self.node = f"flowrun-{self._port}@localhost"
-        self._environment = self._prepare(dist_port)
+        self._environment = self._prepare(dist_port, settings)
         self._log = self._folder / "output"
-        self._epmd: Daemon | None = None
         self._daemon: Daemon | None = None
         self._vhosts: list[str] = []
         self._vhosts_made = 0
@@ -269,7 +294,7 @@ class RabbitServer:
             if not self._answers():
                 self.start_app()
             return
-        self._start_epmd()
+        self._erlang.start(self._log)
         # With input allowed the script becomes the node, instead of a parent whose death would orphan it.
         command: list[str | Path] = [self._sbin / "rabbitmq-server", "-noinput", "+B", "i"]
         environment = {**self._environment, "RABBITMQ_ALLOW_INPUT": "1"}
@@ -285,6 +310,16 @@ class RabbitServer:
         """SIGKILL the node; `restart` brings it back with what was on its disk. See `flush`."""
         if self._daemon is not None:
             self._daemon.kill()
+
+    def freeze(self) -> None:
+        """Let it hang: its connections stay, and it says nothing until `thaw`."""
+        assert self.pid is not None
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Undo `freeze`."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGCONT)
 
     def restart(self) -> None:
         """Stop the node in order, unless it is down, and return once it answers again."""
@@ -323,8 +358,7 @@ class RabbitServer:
     def close(self) -> None:
         """End everything and remove the data."""
         self.kill()
-        if self._epmd is not None:
-            self._epmd.kill()
+        self._erlang.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _make_vhosts(self) -> list[str]:
@@ -354,26 +388,18 @@ class RabbitServer:
             return connection.recv(1) == b"\x01"
         return False
 
-    def _start_epmd(self) -> None:
-        """Erlang would start a name daemon by itself, but one that stays for ever."""
-        program = shutil.which("epmd")
-        if program is None or (self._epmd is not None and self._epmd.running):
-            return
-        command: list[str | Path] = [program, "-address", "127.0.0.1", "-port", str(self._epmd_port)]
-        self._epmd = Daemon(command, environment=_clean_environment(), log=self._log)
-
-    def _prepare(self, dist_port: int) -> dict[str, str]:
+    def _prepare(self, dist_port: int, settings: str) -> dict[str, str]:
         """Write the node's files and return the environment of server and rabbitmqctl.
 
         Every file that RabbitMQ would look for in /etc or a home is named here, so that none is read there.
         """
         folder = self._folder
         files = {
-            "rabbitmq.conf": _RABBITMQ_CONF,
+            "rabbitmq.conf": _RABBITMQ_CONF + settings,
             "advanced.config": "[].\n",
             "enabled_plugins": "[].\n",
             "env.conf": "",
-            ".erlang.cookie": f"{random.getrandbits(128):x}",
+            ".erlang.cookie": self._erlang.cookie,
         }
         for name, text in files.items():
             (folder / name).write_text(text)
@@ -382,7 +408,7 @@ class RabbitServer:
         return _clean_environment(
             HOME=str(folder),
             ERL_EPMD_ADDRESS="127.0.0.1",
-            ERL_EPMD_PORT=str(self._epmd_port),
+            ERL_EPMD_PORT=str(self._erlang.port),
             RABBITMQ_NODENAME=self.node,
             RABBITMQ_NODE_IP_ADDRESS="127.0.0.1",
             RABBITMQ_NODE_PORT=str(self._port),
@@ -398,6 +424,35 @@ class RabbitServer:
             RABBITMQ_ENABLED_PLUGINS_FILE=str(folder / "enabled_plugins"),
             RABBITMQ_CONF_ENV_FILE=str(folder / "env.conf"),
         )
+
+
+class RabbitCluster:
+    """Several nodes joined into one broker; a quorum queue has a replica on each."""
+
+    def __init__(self, sbin: Path, size: int = 3) -> None:
+        erlang = Erlang()
+        self.nodes = tuple(RabbitServer(sbin, erlang=erlang) for _ in range(size))
+
+    def start(self) -> None:
+        """Return once all nodes have joined."""
+        first, *others = self.nodes
+        first.start()  # with it the daemon that the others ask for each other
+        with ThreadPoolExecutor(len(others)) as pool:
+            list(pool.map(RabbitServer.start, others))
+        for node in others:
+            node.ctl("stop_app")
+            node.ctl("join_cluster", first.node)
+            node.ctl("start_app")
+
+    def new_vhost(self) -> tuple[str, ...]:
+        """The URLs of an empty vhost that nobody else gets, one a node."""
+        vhost = self.nodes[0].new_vhost().rpartition("/")[2]
+        return tuple(node.url + vhost for node in self.nodes)
+
+    def close(self) -> None:
+        """End everything and remove the data."""
+        for node in self.nodes:
+            node.close()
 
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------

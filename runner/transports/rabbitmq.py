@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import re
+import ssl
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -678,6 +679,8 @@ def _take_over(arguments: dict[str, Any], error: BaseException) -> bool:
 def _connect_fault(url: URL, error: BaseException) -> TransportError:
     where = f"{url.host}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}"
     user = url.user or "guest"
+    if isinstance(error.__cause__, ssl.SSLError):  # an alert of TLS 1.3 comes after the handshake, and aiormq wraps it
+        error = error.__cause__
     text = _reason(error)
     if isinstance(error, amqp.AuthenticationError | amqp.ProbableAuthenticationError):
         return TransportError(f'the broker at {where} refused user "{user}": wrong name or password')
@@ -693,6 +696,9 @@ def _connect_fault(url: URL, error: BaseException) -> TransportError:
             f"what answers at {where} ends the connection, or does not speak AMQP 0-9-1",
             hint="is it RabbitMQ's port? amqps:// is for its TLS port, amqp:// for the other",
         )
+    files = [url.query[name] for name in ("cafile", "capath", "certfile", "keyfile") if name in url.query]
+    if files and isinstance(error, FileNotFoundError | PermissionError):
+        return TransportError(f"no TLS with the broker at {where}: {error.strerror} ({', '.join(files)})")
     return TransportError(
         f"no broker can be reached at {where}: {_why_unreachable(error, text)}",
         hint="is RabbitMQ running? To run without one: --broker embedded:",
