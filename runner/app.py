@@ -297,4 +297,4 @@ def open_transport(settings: Settings, file: SqliteFile | None) -> AnyTransport:
     from runner.transports.rabbitmq import RabbitTransport
 
     name = f"flowrun:{settings.project}:{os.uname().nodename}:{os.getpid()}"
-    return RabbitTransport(settings.brokers, name=name)
+    return RabbitTransport(settings.brokers, name=name, folder=settings.root.resolve())

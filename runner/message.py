@@ -18,6 +18,10 @@ from runner.errors import EnvelopeError
 from runner.times import parse_time, rfc3339
 
 MAX_BODY_BYTES = 1024 * 1024
+MAX_SHORT_BYTES = 255
+"""Of an AMQP property that is a short string."""
+UNREADABLE = "flowrun-unreadable"
+"""The header of a delivery whose properties a transport could not read: why not."""
 _PREFIXES = ("ce-", "cloudEvents_", "cloudEvents:")
 _decode = msgspec.json.Decoder().decode
 
@@ -106,6 +110,8 @@ def read_message(delivery: Delivery, event_type: str, received_at: datetime) -> 
     `event_type` is what the project calls it. Raises EnvelopeError.
     """
     properties = delivery.properties
+    if (why := properties.headers.get(UNREADABLE)) is not None:
+        raise EnvelopeError("bad_envelope", f"its AMQP properties cannot be read: {why}")
     if _is_structured(properties):
         attributes, data = _structured(delivery.body)
     else:
@@ -164,7 +170,8 @@ def event_message(
             type=meta.type,
             app_id=f"flowrun/{project}",
             content_type="application/json",
-            correlation_id=meta.correlation_id,
+            # An id of another program's may be longer; the header has it whole.
+            correlation_id=meta.correlation_id if len(meta.correlation_id.encode()) <= MAX_SHORT_BYTES else None,
             timestamp=parse_time(meta.time).replace(microsecond=0),
             headers=headers,
         ),

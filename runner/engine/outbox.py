@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
@@ -80,13 +81,30 @@ class Outbox:
         return True
 
     async def _send(self, rows: Sequence[OutboxRow]) -> None:
-        results = await _patiently(lambda: self._transport.publish([row.outgoing for row in rows]))
+        results = await self._patiently(lambda: self._transport.publish([row.outgoing for row in rows]))
         for row, reason in zip(rows, results, strict=True):
             if reason is not None and row.reason is None:
                 name, ident = row.outgoing.routing_key, row.outgoing.properties.message_id
                 _log.warning("%s %s stays in the outbox: %s", name, ident, reason)
         marks = {row.position: reason for row, reason in zip(rows, results, strict=True)}
-        await _patiently(lambda: self._store.sent(marks))
+        await self._patiently(lambda: self._store.sent(marks))
+
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Until it succeeds: a broker that is away answers nothing, and what was sent may have arrived, so it is sent
+        again; what the store could not note would be this process's for ever. The same trouble is said once."""
+        said = ""
+        while True:
+            try:
+                result = await work()
+            except (TransportError, StoreError) as error:
+                if str(error) != said:
+                    said = str(error)
+                    _log.warning("%s; trying again", error)
+                await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 jitter: many runners wait
+                continue
+            if said:
+                _log.warning("publishing goes on")
+            return result
 
     async def _safely(self, work: Callable[[], Awaitable[None]]) -> bool:
         try:
@@ -98,17 +116,6 @@ class Outbox:
             _log.exception("internal error, please report it")
             return False
         return True
-
-
-async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Until it succeeds: a broker that is away answers nothing, and what was sent may have arrived, so it is sent
-    again; what the store could not note would be this process's for ever."""
-    while True:
-        try:
-            return await work()
-        except (TransportError, StoreError) as error:
-            _log.warning("%s; trying again", error)
-            await asyncio.sleep(PAUSE_S)
 
 
 def _by_size(rows: Sequence[OutboxRow]) -> Iterator[list[OutboxRow]]:

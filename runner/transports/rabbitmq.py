@@ -18,6 +18,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -33,8 +34,10 @@ from runner.errors import SettingsError, TopologyError, TransportError
 from runner.message import Delivery, Outgoing, Properties
 from runner.plan import BrokerFacts, Difference, Exchange, Queue, Topology
 from runner.ports import Deliver
+from runner.transports import unreadable
 
-HEARTBEAT_S = 10
+HEARTBEAT_S = 9
+"""aiormq gives a dead link up after three of them and three seconds: 30 s."""
 CONNECT_TIMEOUT_S = 5.0
 PUBLISH_TIMEOUT_S = 10.0
 BLOCKED_TIMEOUT_S = 1.0
@@ -50,6 +53,7 @@ _log = logging.getLogger("flowrun.rabbitmq")
 # Recovery is ours and says what it does; the libraries' own warnings would say it twice, with stacks.
 for _name in ("aio_pika", "aiormq"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
+unreadable.install()
 
 _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<arg>[^']+)' for (?P<what>\w+) '(?P<name>[^']+)'.*?: "
@@ -155,10 +159,11 @@ class _Link:
 
 
 class RabbitTransport:
-    """`Transport` on RabbitMQ ≥ 3.10. `urls` are tried in order; `name` is shown in the management page."""
+    """`Transport` on RabbitMQ ≥ 3.10. `urls` are tried in order; `name` is shown in the management page. Files that
+    a URL names (`cafile`, `certfile`, `keyfile`) are relative to `folder`."""
 
-    def __init__(self, urls: Sequence[str], *, name: str = "flowrun") -> None:
-        parsed = tuple(parse_url(url) for url in urls)
+    def __init__(self, urls: Sequence[str], *, name: str = "flowrun", folder: Path = Path()) -> None:
+        parsed = tuple(_with_files_in(folder, parse_url(url)) for url in urls)
         self._publishing = _Link(parsed, f"{name}:pub")
         self._consuming = _Link(parsed, f"{name}:sub")
         self._publisher: AbstractChannel | None = None
@@ -504,6 +509,11 @@ def parse_url(text: str) -> URL:
     return url
 
 
+def _with_files_in(folder: Path, url: URL) -> URL:
+    return url.update_query({name: str(folder / url.query[name]) for name in _TLS_FILES if name in url.query})
+
+
+_TLS_FILES = ("cafile", "capath", "certfile", "keyfile")
 _URL_HINT = "write embedded: or amqp://user:password@host:5672/vhost"
 
 
@@ -696,7 +706,7 @@ def _connect_fault(url: URL, error: BaseException) -> TransportError:
             f"what answers at {where} ends the connection, or does not speak AMQP 0-9-1",
             hint="is it RabbitMQ's port? amqps:// is for its TLS port, amqp:// for the other",
         )
-    files = [url.query[name] for name in ("cafile", "capath", "certfile", "keyfile") if name in url.query]
+    files = [url.query[name] for name in _TLS_FILES if name in url.query]
     if files and isinstance(error, FileNotFoundError | PermissionError):
         return TransportError(f"no TLS with the broker at {where}: {error.strerror} ({', '.join(files)})")
     return TransportError(

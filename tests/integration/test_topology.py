@@ -151,5 +151,5 @@ async def reject_one(url: str, queue: str) -> None:
         assert message is not None
         await message.reject(requeue=False)
         async with asyncio.timeout(20):
-            while not (await channel.declare_queue("shop.dlq", passive=True)).declaration_result.message_count:
+            while not (await channel.declare_queue("shop.dlq", passive=True)).declaration_result.message_count:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
