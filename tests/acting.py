@@ -56,6 +56,9 @@ class Service:
     answers: dict[str, list[Any]] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.answers = {what: list(answers) for what, answers in self.answers.items()}
+
     @property
     def done(self) -> list[str]:
         """What was asked for, in order."""
