@@ -82,11 +82,13 @@ class StepFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class AttemptBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="begun"):
-    """An attempt begins of which nobody may ever hear the end: the run has met crashes before."""
+    """An attempt begins of which nobody may ever hear the end: the run has met crashes before. `again`: the process
+    that died may have been in the midst of it."""
 
     step_id: str
     attempt: int
     started_at: str
+    again: bool = False
 
 
 class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="attempt"):

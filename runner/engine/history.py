@@ -59,6 +59,7 @@ class History:
             case StepFinished():
                 self._finish(record)
             case AttemptBegun():
+                self._tried(record.step_id, unknown=record.again or record.step_id in self._open)
                 self._open[record.step_id] = record
             case AttemptFailed():
                 self.attempts.setdefault(record.step_id, []).append(record)
