@@ -200,6 +200,8 @@ class Executor:
         if run.must_commit:
             await self._commit(run)
             started = self._clock.now()
+            if (over := self._over(run, step)) is not None:  # while we committed
+                return over
         limit = self._attempt_limit(run, step, started)
         context = Context(
             run_id=run.id,
