@@ -360,6 +360,9 @@ class PostgresStore:
             )
             for c in changes
         ]
+        holding = [(c.run_id, c.due_at) for c in changes if c.key_until is not None and c.finished_at is None]
+        if holding:
+            await connection.execute(_SQL["free_keys_of"], *_columns(holding))
         found = await connection.fetch(_SQL["set_states"], *_columns(values), SUSPECT_CRASHES, self._owner)
         if any(_is_handed_over(c) for c in changes):
             await self._ring(connection)

@@ -13,6 +13,11 @@ UPDATE runs SET key_until = NULL
 FROM unnest($1::text[], $2::text[], $3::text[]) AS u (handler, key, now)
 WHERE runs.handler = u.handler AND runs.key = u.key AND runs.key_until <= u.now
 
+-- name: free_keys_of  those of these runs that others held until now
+UPDATE runs SET key_until = NULL
+FROM unnest($1::text[], $2::text[]) AS u (id, now) JOIN runs AS mine ON mine.id = u.id
+WHERE runs.id <> u.id AND runs.handler = mine.handler AND runs.key = mine.key AND runs.key_until <= u.now
+
 -- name: begin_runs  a run that stands already, or whose key is held, is left out
 INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, owner)
 SELECT u.*, $13
