@@ -150,7 +150,8 @@ class PostgresStore:
         self, *, limit: int, state: str | None = None, handler: str | None = None, error: str | None = None
     ) -> Sequence[RunSummary]:
         """See `StoreReader.runs`."""
-        found = await self._with(lambda c: c.fetch(_SQL["runs"], state, handler, limit, error))
+        begins = None if error is None else rows.error_beginning(error)
+        found = await self._with(lambda c: c.fetch(_SQL["runs"], state, handler, limit, begins))
         return [rows.run_summary(row) for row in found]
 
     async def run(self, run_id: str) -> StoredRun | None:
