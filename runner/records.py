@@ -82,11 +82,13 @@ class StepFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class AttemptBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="begun"):
-    """An attempt begins of which nobody may ever hear the end: the run has met crashes before."""
+    """An attempt begins of which nobody may ever hear the end: the run has met crashes before. `again`: the process
+    that died may have been in the midst of it."""
 
     step_id: str
     attempt: int
     started_at: str
+    again: bool = False
 
 
 class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="attempt"):
@@ -220,7 +222,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     `started` begins the run; the store refuses it if that run stands already, or if another one holds its key.
     `first` is the number of the first of `records` within the run. `due_at` parks the run until then,
-    `finished_at` ends it; its key is then held until `key_until`, or free. `suspect` counts a crash beforehand;
+    `finished_at` ends it; its key is then held until `key_until`, or free. With `due_at`, `key_until` takes the key
+    back, which may be another's until then, but no longer. `suspect` counts a crash beforehand;
     the change that next parks or ends the run, alive, takes it back, and `forgive` takes back all.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from textwrap import dedent, indent
@@ -9,6 +11,8 @@ from typing import Any
 
 from runner.errors import TerminalError
 from runner.handler import Context, handler
+from runner.ports import Store
+from runner.records import Change
 from runner.testing import FakeClock, FlowKit, KitRun
 
 HEAD = """\
@@ -45,12 +49,15 @@ class Call:
 class Service:
     """`use: act` with `what` and any other fields returns `{what, …fields}`, unless told otherwise.
 
-    `answers[what]` are given one a call, the last one for ever: exceptions are raised, functions called,
-    other values returned.
+    `answers[what]` are given one a call, the last one for ever: exceptions are raised, functions called (and what
+    they give awaited), other values returned.
     """
 
     answers: dict[str, list[Any]] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.answers = {what: list(answers) for what, answers in self.answers.items()}
 
     @property
     def done(self) -> list[str]:
@@ -73,7 +80,8 @@ class Service:
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
             if isinstance(answer, BaseException):
                 raise answer
-            return answer() if callable(answer) else answer
+            given = answer() if callable(answer) else answer
+            return await given if inspect.isawaitable(given) else given
 
         return [act]
 
@@ -82,6 +90,53 @@ class Service:
         options.setdefault("env", {"REGION": "north"})
         options.setdefault("secrets", {"TOKEN": "s3cret"})
         return FlowKit(flow(body), self.handlers(), **options)
+
+
+@dataclass
+class Gate:
+    """An answer of `act` that says that it has been asked, and then keeps its caller waiting until it is opened."""
+
+    output: Any = None
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self) -> Any:
+        self.entered.set()
+        await self.opened.wait()
+        return self.output
+
+
+class Crash(BaseException):
+    """The process died."""
+
+
+@dataclass
+class CrashingStore:
+    """The real store, in a process that dies at some of its commits: (number, "before" or "after")."""
+
+    store: Store
+    at: set[tuple[int, str]]
+    count: int = 0
+
+    async def commit(self, change: Change) -> bool:
+        self.count += 1
+        number = self.count
+        if (number, "before") in self.at:
+            raise Crash
+        result = await self.store.commit(change)
+        if (number, "after") in self.at:
+            raise Crash
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+def undoable(name: str, more: str = "", undo: str = "") -> str:
+    """A step that does `name`, and `undo_<name>` if the run fails; `more` and `undo` are keys of the two."""
+    step = f"id: {name}, use: act, with: {{what: {name}}}, {more}".rstrip(", ")
+    back = f"use: act, with: {{what: undo_{name}}}, {undo}".rstrip(", ")
+    return f"{{{step}, compensate: {{{back}}}}}"
 
 
 async def run(body: str, payload: Any = None, service: Service | None = None, **options: Any) -> KitRun:

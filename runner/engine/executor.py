@@ -195,10 +195,13 @@ class Executor:
         attempt = len(failed) + 1
         started = self._clock.now()
         if run.has_crashed:
-            run.note(AttemptBegun(step_id=key, attempt=attempt, started_at=rfc3339(started)))
+            again, run.was_cut_short = run.was_cut_short, False
+            run.note(AttemptBegun(step_id=key, attempt=attempt, started_at=rfc3339(started), again=again))
         if run.must_commit:
             await self._commit(run)
             started = self._clock.now()
+            if (over := self._over(run, step)) is not None:  # while we committed
+                return over
         limit = self._attempt_limit(run, step, started)
         context = Context(
             run_id=run.id,

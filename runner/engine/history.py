@@ -59,6 +59,7 @@ class History:
             case StepFinished():
                 self._finish(record)
             case AttemptBegun():
+                self._tried(record.step_id, unknown=record.again or record.step_id in self._open)
                 self._open[record.step_id] = record
             case AttemptFailed():
                 self.attempts.setdefault(record.step_id, []).append(record)
@@ -132,6 +133,7 @@ class History:
         for step in walk(self._program.on_failure):
             self._forget(step.id)
         failure, self.failure, self.cancelled = self.failure, None, False
+        self.undone.clear()  # nothing was; what was not wanted then may be when it fails again
         if from_step is not None:
             self._reopen_from(from_step)
         elif failure is not None:
@@ -172,15 +174,18 @@ class History:
     def _unfinish(self, step_id: str) -> None:
         """It is not over; the branch that it took, or the catch, stands."""
         self.finished.pop(step_id, None)
-        self.steps[step_id] = _SKIPPED
+        caught = self.caught.get(step_id)
+        self.steps[step_id] = (
+            _SKIPPED if caught is None else _seen(StepState.FAILED, None, caught.error, caught.attempts)
+        )
         for ids in (self.completed, self.touched):
             if step_id in ids:
                 ids.remove(step_id)
 
     def _forget(self, step_id: str) -> None:
-        self._unfinish(step_id)
         for known in (self.attempts, self.branches, self.caught, self._open):
             known.pop(step_id, None)
+        self._unfinish(step_id)
 
 
 _SKIPPED: dict[str, Any] = {"output": None, "state": "skipped", "error": None, "attempts": 0}

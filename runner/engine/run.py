@@ -81,6 +81,8 @@ class Run:
         self.state = RunState.RUNNING
         self.has_crashed = False
         """Processes have died with it: an attempt is recorded before it begins."""
+        self.was_cut_short = False
+        """A process may have died in the midst of the next attempt."""
         self.cancel: Intervention | None = None
         """A person wants it cancelled."""
         self._attempt: asyncio.Task[Any] | None = None
@@ -132,6 +134,7 @@ class Run:
         self.owned = True
         self.state = RunState.COMPENSATING if self.history.failure is not None else RunState.RUNNING
         self.has_crashed = stored.crashes > 0
+        self.was_cut_short = self.has_crashed and stored.state is not RunState.WAITING
         self.cancel = stored.request
 
     # --- cancelling

@@ -161,7 +161,8 @@ class PostgresStore:
         self, *, limit: int, state: str | None = None, handler: str | None = None, error: str | None = None
     ) -> Sequence[RunSummary]:
         """See `StoreReader.runs`."""
-        found = await self._with(lambda c: c.fetch(_SQL["runs"], state, handler, limit, error))
+        begins = None if error is None else rows.error_beginning(error)
+        found = await self._with(lambda c: c.fetch(_SQL["runs"], state, handler, limit, begins))
         return [rows.run_summary(row) for row in found]
 
     async def run(self, run_id: str) -> StoredRun | None:
@@ -396,6 +397,9 @@ class PostgresStore:
             )
             for c in changes
         ]
+        holding = [(c.run_id, c.due_at) for c in changes if c.key_until is not None and c.finished_at is None]
+        if holding:
+            await connection.execute(_SQL["free_keys_of"], *_columns(holding))
         found = await connection.fetch(_SQL["set_states"], *_columns(values), SUSPECT_CRASHES, self._owner)
         if any(_is_handed_over(c) for c in changes):
             await self._ring(connection)

@@ -13,6 +13,11 @@ UPDATE runs SET key_until = NULL
 FROM unnest($1::text[], $2::text[], $3::text[]) AS u (handler, key, now)
 WHERE runs.handler = u.handler AND runs.key = u.key AND runs.key_until <= u.now
 
+-- name: free_keys_of  those of these runs that others held until now
+UPDATE runs SET key_until = NULL
+FROM unnest($1::text[], $2::text[]) AS u (id, now) JOIN runs AS mine ON mine.id = u.id
+WHERE runs.id <> u.id AND runs.handler = mine.handler AND runs.key = mine.key AND runs.key_until <= u.now
+
 -- name: begin_runs  a run that stands already, or whose key is held, is left out
 INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, owner)
 SELECT u.*, $13
@@ -140,10 +145,10 @@ SELECT 1 FROM runs WHERE id = $1
 -- name: holder
 SELECT id FROM runs WHERE handler = $1 AND key = $2 AND key_until > $3
 
--- name: runs
+-- name: runs  the error by how its text begins: PostgreSQL's JSON fails on a NUL anywhere in it
 SELECT id, flow, handler, state, trigger, started_at, finished_at, error FROM runs
 WHERE ($1::text IS NULL OR state = $1) AND ($2::text IS NULL OR handler = $2)
-    AND ($4::text IS NULL OR error::json ->> 'type' = $4)
+    AND ($4::text IS NULL OR starts_with(error, $4))
 ORDER BY started_at DESC, id DESC LIMIT $3
 
 -- name: dead_letters

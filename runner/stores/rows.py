@@ -47,6 +47,11 @@ def error_text(error: Error | None) -> str | None:
     return None if error is None else text(error)
 
 
+def error_beginning(kind: str) -> str:
+    """How the JSON text of every error of this type begins: it is the first of its fields."""
+    return f'{{"type":{text(kind)},'
+
+
 def run_values(change: Change, started: RunStarted) -> tuple[Any, ...]:
     """id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes."""
     return (

@@ -265,6 +265,8 @@ def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
             "id": change.run_id,
             "owner": owner,
         }
+        if change.key_until is not None and change.finished_at is None:
+            connection.execute(_SQL["free_key_of"], (change.run_id, change.due_at))
         if connection.execute(_SQL["set_state"], values).rowcount == 0:
             raise OwnershipError.of(change.run_id)
     connection.executemany(_SQL["add_record"], rows.record_values(change))

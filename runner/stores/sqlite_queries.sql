@@ -1,6 +1,10 @@
 -- name: free_key  one that was held until now
 UPDATE runs SET key_until = NULL WHERE handler = ? AND key = ? AND key_until <= ?
 
+-- name: free_key_of  one of this run's that another held until now
+UPDATE runs SET key_until = NULL
+WHERE id <> ?1 AND key_until <= ?2 AND (handler, key) = (SELECT handler, key FROM runs WHERE id = ?1)
+
 -- name: begin_run  insert a run; an id that stands already, or a key that is held, changes nothing
 INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, owner)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)

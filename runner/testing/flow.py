@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -87,6 +88,7 @@ class FlowKit:
         self._wrapped = store(self.store)
         self._env, self._secrets = dict(env or {}), dict(secrets or {})
         self._emitted: dict[str, list[tuple[str, Any]]] = {}
+        self._going_on: dict[str, tuple[Run, asyncio.Event]] = {}
         self._executor = Executor(
             handlers=registry.handlers,
             clock=self.clock,
@@ -132,7 +134,7 @@ class FlowKit:
         if started is None or await self.store.known(started.run_id):
             return None
         try:
-            await self._executor.execute(self._run(started))
+            await self._execute(self._run(started))
         except NotOurs:
             return None
         return await self.look(started.run_id)
@@ -154,12 +156,19 @@ class FlowKit:
         assert stored is not None, f"there is no run {run_id}"
         run = self._run(stored.started)
         run.recall(stored)
-        await self._executor.execute(run)
+        await self._execute(run)
         return await self.look(run_id)
 
     async def cancel(self, run_id: str, reason: str | None = None) -> KitRun:
-        """Cancel it, as `flowrun runs cancel` does, and undo it until it is final. Raises RefusedError."""
+        """Cancel it, as `flowrun runs cancel` does, and undo it until it is final. Raises RefusedError.
+
+        One that another task has under way (in `send`, `resume` or `finish`) is interrupted there.
+        """
         await self._hand(reason).cancel((await self.look(run_id)).stored)
+        if run_id in self._going_on:
+            run, over = self._going_on[run_id]
+            run.interrupt((await self.store.requests())[run_id])
+            await over.wait()
         return await self.finish(run_id)
 
     async def kill(self, run_id: str, reason: str | None = None) -> KitRun:
@@ -180,6 +189,13 @@ class FlowKit:
         stored = await self.store.run(run_id)
         assert stored is not None, f"there is no run {run_id}"
         return KitRun(stored, tuple(self._emitted.get(run_id, ())))
+
+    async def _execute(self, run: Run) -> None:
+        self._going_on[run.id] = run, asyncio.Event()
+        try:
+            await self._executor.execute(run)
+        finally:
+            self._going_on.pop(run.id)[1].set()
 
     def _run(self, started: RunStarted) -> Run:
         return Run(

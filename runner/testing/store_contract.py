@@ -22,11 +22,13 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from runner.errors import FlowrunError, NotFoundError, StoreError
+from runner.errors import FlowrunError, NotFoundError, OwnershipError, StoreError
 from runner.message import Meta, Outgoing, Properties
 from runner.ports import AnyStore, StoreReader
 from runner.records import (
+    HELD,
     SUSPECT_CRASHES,
+    AttemptBegun,
     AttemptFailed,
     Backlog,
     BranchTaken,
@@ -35,6 +37,7 @@ from runner.records import (
     Error,
     ErrorCaught,
     EventRecord,
+    Intervention,
     Record,
     RunFailed,
     RunStarted,
@@ -156,11 +159,13 @@ async def hold(store: AnyStore) -> None:
         await store.commit(begin(2, state=RunState.WAITING, due_at=at()))
         await store.take(START, 10)
         await store.outbox(10)
-        print("held", flush=True)
+        print(f"held {store.owner}", flush=True)
         await asyncio.Event().wait()
 
 
 _ERROR = Error(type="http.503", message=UNICODE, retryable=True, details={"deep": [1, {"x": None}]}, step="step-1")
+_CANCEL = Intervention(action="cancel", by="ada@here", at=at(5), was=RunState.RUNNING, reason=UNICODE)
+_RETRY = Intervention(action="retry", by="ada@here", at=at(2), was=RunState.FAILED, from_step="step-1")
 _ALL_RECORDS: tuple[Record, ...] = (
     step(1, output={"text": UNICODE, "number": 2**63 - 1, "share": 0.1, "list": [None, True, [], {}], "": ""}),
     step(2),
@@ -181,6 +186,9 @@ _ALL_RECORDS: tuple[Record, ...] = (
         finished_at=at(4),
         error=_ERROR,
     ),
+    _CANCEL,
+    _RETRY,
+    AttemptBegun(step_id="step-5", attempt=2, started_at=at(), again=True),
 )
 
 
@@ -211,8 +219,8 @@ class StoreContract:
     # --- what the tests are written with
 
     @asynccontextmanager
-    async def died(self) -> AsyncIterator[AnyStore]:
-        """A store, after a process that ran `hold` was killed."""
+    async def killed(self) -> AsyncIterator[tuple[AnyStore, str]]:
+        """A store, and the owner's name of a process that ran `hold` and was killed just now."""
         async with self.store() as store:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", self.in_another_process() + _HOLDING, stdout=asyncio.subprocess.PIPE
@@ -220,12 +228,19 @@ class StoreContract:
             try:
                 assert process.stdout is not None
                 async with asyncio.timeout(TIMEOUT_S):
-                    assert await process.stdout.readline() == b"held\n"
+                    word, _, owner = (await process.stdout.readline()).decode().strip().partition(" ")
+                assert word == "held"
                 assert await store.take(START, 10) == []
                 assert await store.outbox(10) == []
             finally:
                 process.kill()
                 await process.wait()
+            yield store, owner
+
+    @asynccontextmanager
+    async def died(self) -> AsyncIterator[AnyStore]:
+        """A store, after a process that ran `hold` was killed, and counts as dead."""
+        async with self.killed() as (store, _):
             await self.notice_death()
             yield store
 
@@ -463,18 +478,62 @@ class StoreContract:
             assert await other.take(START, 10) == []
 
     async def test_a_suspects_crash_is_counted_beforehand_and_forgiven_once_it_is_put_down_alive(self) -> None:
-        async def crashes() -> int:
-            run = await store.run(run_id(1))
-            assert run is not None
-            return run.crashes
-
         async with self.store() as store:
             await store.commit(begin(1))
             for _ in range(SUSPECT_CRASHES + 2):
                 await store.commit(go_on(1, suspect=True))
-            assert await crashes() == SUSPECT_CRASHES + 2
+            assert await _crashes(store) == SUSPECT_CRASHES + 2
             await store.commit(go_on(1, RunState.WAITING, due_at=at(1)))
-            assert await crashes() == SUSPECT_CRASHES
+            assert await _crashes(store) == SUSPECT_CRASHES
+
+    async def test_a_run_may_begin_with_a_crash_to_its_name(self) -> None:
+        async with self.store() as store:
+            assert await store.commit(begin(1, suspect=True))
+            assert not await store.commit(begin(1, suspect=True))
+            assert await _crashes(store) == 1
+
+    async def test_suspects_are_for_who_asks_for_them_and_only_they(self) -> None:
+        async with self.store() as store:
+            for number in (1, 2):
+                await store.commit(begin(number))
+            for _ in range(SUSPECT_CRASHES):
+                await store.commit(go_on(2, suspect=True))
+            for number in (1, 2):
+                await store.commit(go_on(number, RunState.WAITING, due_at=at(number)))
+            assert (await store.backlog()).suspects == 1
+            later = START + timedelta(minutes=1)
+            assert [run.started.run_id for run in await store.take(later, 10)] == [run_id(1)]
+            assert await store.take(later, 10, suspects=True, handlers=["of.another"]) == []
+            (suspect,) = await store.take(later, 10, suspects=True)
+            assert (suspect.started.run_id, suspect.crashes) == (run_id(2), SUSPECT_CRASHES)
+            await store.commit(go_on(2, RunState.COMPLETED, finished_at=at(70)))
+            assert (await store.backlog()).suspects == 0
+
+    async def test_a_suspects_backlog_is_of_the_handlers_asked_for(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, begun={"handler": "mail.send"}))
+            for _ in range(SUSPECT_CRASHES):
+                await store.commit(go_on(1, suspect=True))
+            assert (await store.backlog(handlers=["mail.send"])).suspects == 1
+            assert (await store.backlog(handlers=["orders.place"])).suspects == 0
+
+    async def test_crashes_that_are_forgiven_are_forgotten(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1))
+            for _ in range(SUSPECT_CRASHES + 1):
+                await store.commit(go_on(1, suspect=True))
+            await store.commit(go_on(1, due_at=at(), forgive=True))
+            assert await _crashes(store) == 0
+            assert len(await store.take(START, 10)) == 1
+
+    async def test_who_died_for_certain_need_not_be_waited_for(self) -> None:
+        if not self.has_processes:
+            return
+        async with self.killed() as (store, owner):
+            await store.forget_dead([owner, "never-heard-of"])
+            taken = await store.take(START, 10)
+            assert [run.crashes for run in taken] == [1, 1]
+            assert [row.outgoing for row in await store.outbox(10)] == [outgoing(1), outgoing(2)]
 
     async def test_no_more_runs_are_taken_than_asked_for(self) -> None:
         if not self.has_processes:
@@ -483,6 +542,192 @@ class StoreContract:
             await store.commit(begin(3, state=RunState.WAITING, due_at=at()))
             taken = [await store.take(START, 1) for _ in range(4)]
         assert [len(runs) for runs in taken] == [1, 1, 1, 0]
+
+    # --- what persons do
+
+    async def test_a_seized_run_is_whose_who_seized_it_and_its_former_owner_writes_nothing_more(self) -> None:
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1, records=(step(1),)))
+            seized = await two.seize(run_id(1))
+            assert seized is not None
+            assert (seized.started, seized.records) == (started(1), (step(1),))
+            for change in (
+                go_on(1, first=1, records=(step(2),)),
+                go_on(1, RunState.WAITING, due_at=at(1)),
+                go_on(1, RunState.COMPLETED, finished_at=at(1), events=(event(1, "s"),), outgoing=(outgoing(1),)),
+            ):
+                await _error_of(OwnershipError, one.commit(change))
+            assert await self.events() == []
+            assert (await two.backlog()).outbox == 0
+            assert await two.commit(go_on(1, first=1, records=(step(3),)))
+            stored = await one.run(run_id(1))
+        assert stored is not None
+        assert stored.records == (step(1), step(3))
+
+    async def test_of_many_that_seize_a_run_the_last_has_it(self) -> None:
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1))
+            await two.seize(run_id(1))
+            await one.seize(run_id(1))
+            await _error_of(OwnershipError, two.commit(go_on(1)))
+            assert await one.commit(go_on(1, RunState.COMPLETED, finished_at=at(1)))
+
+    async def test_a_parked_run_is_seized_so_that_nobody_takes_it(self) -> None:
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1, state=RunState.WAITING, due_at=at()))
+            await two.seize(run_id(1))
+            assert await one.take(START + timedelta(days=1), 10) == []
+            await two.commit(go_on(1, RunState.WAITING, due_at=at()))
+            assert len(await one.take(START, 10)) == 1
+
+    async def test_a_final_run_is_seized_to_go_on_and_keeps_its_records(self) -> None:
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1, state=RunState.FAILED, records=(step(1),), finished_at=at(1), error=_ERROR))
+            seized = await two.seize(run_id(1))
+            assert seized is not None
+            assert (seized.state, seized.finished_at) == (RunState.FAILED, at(1))
+            await two.commit(go_on(1, first=1, records=(_RETRY,), due_at=at(2)))
+            (run,) = await one.take(START + timedelta(seconds=2), 10)
+        assert (run.state, run.records, run.finished_at, run.error) == (
+            RunState.RUNNING,
+            (step(1), _RETRY),
+            None,
+            None,
+        )
+
+    async def test_there_is_nothing_to_seize_where_there_is_no_run(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1))
+            assert await store.seize(run_id(2)) is None
+
+    async def test_a_request_is_told_to_who_runs_it_and_to_no_other(self) -> None:
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1))
+            await two.commit(begin(2))
+            assert await two.requests() == {}
+            assert await two.request(run_id(1), _CANCEL)
+            assert await one.requests() == {run_id(1): _CANCEL}
+            assert await two.requests() == {}
+            stored = await two.run(run_id(1))
+            assert stored is not None
+            assert stored.request == _CANCEL
+
+    async def test_a_parked_run_of_which_something_is_asked_is_due_at_once_and_brings_the_request(self) -> None:
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1, state=RunState.WAITING, due_at=at(3600)))
+            assert await two.request(run_id(1), _CANCEL)
+            (run,) = await one.take(START + timedelta(seconds=5), 10)
+            assert run.request == _CANCEL
+            assert await one.requests() == {run_id(1): _CANCEL}
+
+    async def test_a_request_outlives_a_parking_and_ends_with_the_run(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1))
+            await store.request(run_id(1), _CANCEL)
+            await store.commit(go_on(1, RunState.COMPENSATING, due_at=at()))
+            (run,) = await store.take(START, 10)
+            assert run.request == _CANCEL
+            await store.commit(go_on(1, RunState.CANCELLED, finished_at=at(1)))
+            assert await store.requests() == {}
+            stored = await store.run(run_id(1))
+            assert stored is not None
+            assert stored.request is None
+
+    async def test_nothing_is_asked_of_a_final_run_or_of_none(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, state=RunState.COMPLETED, finished_at=at(1)))
+            assert not await store.request(run_id(1), _CANCEL)
+            assert not await store.request(run_id(2), _CANCEL)
+            stored = await store.run(run_id(1))
+            assert stored is not None
+            assert (stored.request, stored.due_at) == (None, None)
+
+    async def test_the_name_of_an_owner_is_its_own(self) -> None:
+        async with self.store() as one, self.store() as two:
+            assert one.owner
+            assert one.owner != two.owner
+
+    async def test_a_bell_that_nobody_rings_calls_nobody(self) -> None:
+        async with self.store() as store:
+            store.on_ring(lambda: None)
+            assert await store.commit(begin(1))
+
+    # --- idempotency keys
+
+    async def test_while_a_run_holds_a_key_no_other_of_its_handler_begins_with_it(self) -> None:
+        async with self.store() as one, self.store() as two:
+            assert await one.commit(_keyed(1))
+            assert not await two.commit(_keyed(2, records=(step(1),), events=(event(1, "s"),)))
+            assert await two.commit(_keyed(3, key="k-2"))
+            assert await two.commit(_keyed(4, handler="mail.send"))
+            assert await two.commit(begin(5))
+            assert await self.events() == []
+            assert not await two.known(run_id(2))
+            for number, key in ((1, "k"), (3, "k-2")):
+                assert await two.holder("orders.place", key, START) == run_id(number)
+            assert await two.holder("orders.place", "k-3", START) is None
+            run = await two.run(run_id(1))
+        assert run is not None
+        assert run.started.key == "k"
+
+    async def test_of_many_that_claim_a_key_at_once_one_gets_it(self) -> None:
+        async with self.store() as one, self.store() as two:
+            stores = (one, two)
+            begun = await asyncio.gather(*(stores[n % 2].commit(_keyed(n)) for n in range(40)))
+            assert sorted(begun) == [False] * 39 + [True]
+            assert await one.holder("orders.place", "k", START) == run_id(begun.index(True))
+
+    async def test_a_key_is_held_until_then_and_free_from_then_on(self) -> None:
+        end = START + timedelta(seconds=100)
+        async with self.store() as store:
+            await store.commit(_keyed(1))
+            await store.commit(go_on(1, RunState.COMPLETED, finished_at=at(10), key_until=rfc3339(end)))
+            assert await store.holder("orders.place", "k", end - timedelta(milliseconds=1)) == run_id(1)
+            assert not await store.commit(_keyed(99))
+            assert await store.holder("orders.place", "k", end) is None
+            assert await store.commit(_keyed(100))
+            assert await store.holder("orders.place", "k", end) == run_id(100)
+
+    async def test_a_run_that_ends_without_saying_until_when_sets_its_key_free(self) -> None:
+        async with self.store() as store:
+            await store.commit(_keyed(1))
+            await store.commit(go_on(1, RunState.WAITING, due_at=at()))
+            assert await store.holder("orders.place", "k", START + timedelta(days=9999)) == run_id(1)
+            await store.take(START, 10)
+            await store.commit(go_on(1, RunState.COMPENSATED, finished_at=at(1)))
+            assert await store.holder("orders.place", "k", START) is None
+            assert await store.commit(_keyed(2))
+
+    async def test_a_run_that_begins_and_ends_in_one_commit_holds_its_key_as_it_says(self) -> None:
+        async with self.store() as store:
+            done = {"state": RunState.COMPLETED, "finished_at": at(1)}
+            await store.commit(_keyed(1, key_until=at(60), **done))
+            assert not await store.commit(_keyed(2))
+            await store.commit(_keyed(3, key="other", **done))
+            assert await store.commit(_keyed(4, key="other"))
+
+    async def test_a_run_without_a_key_holds_none_whatever_is_said_at_its_end(self) -> None:
+        async with self.store() as store:
+            for number in (1, 2):
+                await store.commit(begin(number))
+                await store.commit(go_on(number, RunState.COMPLETED, finished_at=at(9), key_until=at(60)))
+            assert len(await store.runs(limit=10, state="completed")) == 2
+
+    async def test_a_run_that_goes_on_takes_its_key_back_from_who_had_it_and_has_it_no_more(self) -> None:
+        async with self.store() as store:
+            await store.commit(_keyed(1, state=RunState.FAILED, finished_at=at(1)))
+            await store.commit(_keyed(2, state=RunState.COMPLETED, finished_at=at(2), key_until=at(10)))
+            await store.seize(run_id(1))
+            await _error_of(StoreError, store.commit(go_on(1, due_at=at(9), key_until=HELD)))
+            assert await store.commit(go_on(1, due_at=at(10), key_until=HELD))
+            assert await store.holder("orders.place", "k", START + timedelta(days=9999)) == run_id(1)
+            assert not await store.commit(_keyed(20))
+
+    async def test_a_key_may_be_any_text(self) -> None:
+        async with self.store() as store:
+            await store.commit(_keyed(1, key=self.text))
+            assert await store.holder("orders.place", self.text, START) == run_id(1)
+            assert not await store.commit(_keyed(2, key=self.text))
 
     # --- the outbox
 
@@ -532,6 +777,19 @@ class StoreContract:
             ]
             await store.sent({row.position: None for row in refused})
             assert await store.backlog() == Backlog(runs=2, suspects=0, outbox=0, refused=0, dead_letters=0)
+
+    async def test_refused_messages_are_looked_at_without_being_taken(self) -> None:
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1, outgoing=(outgoing(1), outgoing(2), outgoing(3))))
+            first, second, _ = await one.outbox(10)
+            await one.sent({first.position: "unroutable", second.position: self.text})
+            for _ in range(2):
+                assert [(row.outgoing, row.reason) for row in await two.refused(10)] == [
+                    (outgoing(1), "unroutable"),
+                    (outgoing(2), self.text),
+                ]
+            assert [row.outgoing for row in await two.refused(1)] == [outgoing(1)]
+            assert [row.outgoing for row in await one.outbox(10, refused=True)] == [outgoing(1), outgoing(2)]
 
     async def test_what_a_runner_was_sending_when_it_left_comes_again(self) -> None:
         async with self.store() as other:
@@ -622,6 +880,18 @@ class StoreContract:
             "subject": "order-1",
         }
 
+    async def test_runs_are_listed_by_the_type_of_their_error(self) -> None:
+        other = Error(type="http", message="http.503", retryable=False, details={"type": "http.503"})
+        async with self.store() as store:
+            for number, error in enumerate((_ERROR, other, None, _ERROR)):
+                end = {"state": RunState.FAILED if error else RunState.COMPLETED, "finished_at": at(9)}
+                await store.commit(begin(number, error=error, **end))
+            await store.commit(begin(9, error=_ERROR, state=RunState.COMPENSATING, due_at=at()))
+            assert await _listed(store, error="http.503") == [run_id(9), run_id(3), run_id(0)]
+            assert await _listed(store, error="http.503", state="failed") == [run_id(3), run_id(0)]
+            assert await _listed(store, error="http", handler="orders.place") == [run_id(1)]
+            assert await _listed(store, error="none") == []
+
     async def test_a_run_is_found_by_an_unambiguous_beginning_of_its_id(self) -> None:
         async with self.store() as store:
             await store.commit(begin(0xABCD0000))
@@ -700,6 +970,20 @@ class StoreContract:
             assert [row.outgoing for row in await store.outbox(10)] == [outgoing(1)]
             await store.commit(begin(2, events=(event(2, "s"),)))
             assert [version for _, _, version in await self.events()] == [1, 2]
+
+
+def _keyed(number: int, *, key: str = "k", handler: str = "orders.place", **fields: Any) -> Change:
+    """A change that begins a run which has a key."""
+    change = begin(number, begun={"handler": handler}, **fields)
+    assert change.started is not None
+    return msgspec.structs.replace(change, started=msgspec.structs.replace(change.started, key=key))
+
+
+async def _crashes(store: StoreReader) -> int:
+    """Those of run 1."""
+    run = await store.run(run_id(1))
+    assert run is not None
+    return run.crashes
 
 
 async def _listed(store: StoreReader, limit: int = 10, **filters: str) -> list[str]:

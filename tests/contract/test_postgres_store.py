@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from importlib.resources import files
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -12,8 +15,37 @@ import pytest
 
 from runner.errors import StoreError
 from runner.ports import AnyStore
-from runner.stores.postgres import PostgresStore
-from runner.testing.store_contract import START, UNICODE, StoreContract, begin, go_on, run_id, step
+from runner.records import Intervention, RunState
+from runner.stores import postgres as postgres_module
+from runner.stores import rows
+from runner.stores.postgres import SCRIPTS, PostgresStore
+from runner.testing.store_contract import (
+    START,
+    TIMEOUT_S,
+    UNICODE,
+    StoreContract,
+    at,
+    begin,
+    go_on,
+    run_id,
+    started,
+    step,
+)
+
+
+class Bell:
+    """Is rung, and waited for."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+        self.ring = self._rung.set
+
+    async def heard(self) -> None:
+        """Return once it has been rung since it was last heard."""
+        async with asyncio.timeout(TIMEOUT_S):
+            await self._rung.wait()
+        self._rung.clear()
+
 
 IN_ANOTHER_PROCESS = """
 from runner.stores.postgres import PostgresStore
@@ -103,6 +135,71 @@ class TestPostgresStore(StoreContract):
             assert said in caught.value.message
             assert "hidden" not in caught.value.message
             assert "\n" not in caught.value.message
+
+    # --- the bell
+
+    async def test_the_bell_rings_for_what_a_person_asks_and_for_what_is_put_in_others_hands(self) -> None:
+        async with self.store() as listener, self.store() as other:
+            await other.commit(begin(1, state=RunState.WAITING, due_at=at(60)))
+            bell = Bell()
+            listener.on_ring(bell.ring)
+            await bell.heard()  # it listens
+            request = Intervention(action="cancel", by="ada@here", at=at(), was=RunState.WAITING)
+            await other.request(run_id(1), request)
+            await bell.heard()
+            await other.seize(run_id(1))
+            retry = Intervention(action="retry", by="ada@here", at=at(), was=RunState.FAILED)
+            await other.commit(go_on(1, records=(retry,), due_at=at()))
+            await bell.heard()
+            await other.commit(begin(2, due_at=at()))
+            await bell.heard()
+
+    async def test_who_leaves_rings_for_those_who_take_its_runs(self) -> None:
+        async with self.store() as listener:
+            bell = Bell()
+            async with self.store() as other:
+                await other.commit(begin(1))
+                listener.on_ring(bell.ring)
+                await bell.heard()
+            await bell.heard()
+            assert len(await listener.take(START + timedelta(days=1), 10)) == 1
+
+    async def test_a_listener_whose_connection_was_cut_listens_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(postgres_module, "HEARTBEAT_S", 0.05)
+        async with self.store() as listener, self.store() as other:
+            await other.commit(begin(1, state=RunState.WAITING, due_at=at(60)))
+            bell = Bell()
+            listener.on_ring(bell.ring)
+            await bell.heard()
+            await self.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'")
+            await bell.heard()  # it has come back
+            await other.request(run_id(1), Intervention(action="cancel", by="a@b", at=at(), was=RunState.WAITING))
+            await bell.heard()
+
+    # --- older stores
+
+    async def test_a_store_of_version_1_becomes_one_of_version_2_and_keeps_its_runs(self) -> None:
+        script = files("runner.stores").joinpath(SCRIPTS[0]).read_text()
+        connection = await asyncpg.connect(self.url, server_settings={"search_path": '"shop-1"'})
+        await connection.execute('CREATE SCHEMA "shop-1"')
+        await connection.execute("CREATE TABLE migrations (number integer PRIMARY KEY, checksum text NOT NULL)")
+        await connection.execute(script)
+        checksum = hashlib.sha256(script.encode()).hexdigest()
+        await connection.execute("INSERT INTO migrations VALUES (1, $1)", checksum)
+        columns = "id, flow, handler, plan_hash, state, trigger, trace, data, started_at"
+        await connection.execute(
+            f"INSERT INTO runs ({columns}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            *rows.run_values(begin(1), started(1))[:9],
+        )
+        await connection.close()
+        for _ in range(2):
+            async with self.store() as store:
+                run = await store.run(run_id(1))
+                assert run is not None
+                assert (run.started, run.crashes, run.request) == (started(1), 0, None)
+        async with self.store() as store:
+            await store.seize(run_id(1))
+            assert await store.commit(go_on(1, RunState.COMPLETED, finished_at=at(1)))
 
     async def sql(self, statement: str) -> None:
         connection = await asyncpg.connect(self.url, server_settings={"search_path": "shop-1"})

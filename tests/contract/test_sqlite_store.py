@@ -10,14 +10,17 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, closing
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from runner.errors import StoreError
+from runner.records import RunState
 from runner.sqlite_file import SqliteFile
-from runner.stores.sqlite import SqliteStore
-from runner.testing.store_contract import START, AnyStore, StoreContract, begin, run_id
+from runner.stores import rows
+from runner.stores.sqlite import SCRIPTS, SqliteStore
+from runner.testing.store_contract import START, AnyStore, StoreContract, at, begin, go_on, run_id, started
 
 EVENTS = "SELECT position, subject, version FROM events ORDER BY position"
 IN_ANOTHER_PROCESS = """
@@ -106,6 +109,23 @@ class TestSqliteStore(StoreContract):
             async with self.store():
                 assert len(os.listdir(folder)) == 2
         assert os.listdir(folder) == []
+
+    async def test_a_store_of_version_1_becomes_one_of_version_2_and_keeps_its_runs(self) -> None:
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.executescript(files("runner.stores").joinpath(SCRIPTS[0]).read_text())
+            connection.execute("CREATE TABLE schema_version (part TEXT PRIMARY KEY, version INTEGER NOT NULL)")
+            connection.execute("INSERT INTO schema_version VALUES ('store', 1)")
+            columns = "id, flow, handler, plan_hash, state, trigger, trace, data, started_at"
+            values = rows.run_values(begin(1), started(1))[:9]
+            connection.execute(f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        for _ in range(2):
+            async with self.store() as store:
+                run = await store.run(run_id(1))
+                assert run is not None
+                assert (run.started, run.crashes, run.request) == (started(1), 0, None)
+        async with self.store() as store:
+            await store.seize(run_id(1))
+            assert await store.commit(go_on(1, RunState.COMPLETED, finished_at=at(1)))
 
     # --- files that cannot be used
 

@@ -8,14 +8,14 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from acting import flow
+from acting import Crash, CrashingStore, flow
 
 from runner.engine.run import run_id
 from runner.errors import RetryableError, TerminalError
 from runner.handler import Context, handler
 from runner.message import decode_json
 from runner.ports import Store
-from runner.records import AttemptFailed, Change, RunState, StepFinished, UndoFinished
+from runner.records import AttemptFailed, RunState, StepFinished, UndoFinished
 from runner.testing import FakeClock, FlowKit, KitRun
 
 RUN = run_id("f.h", "/amqp", "m-1")
@@ -62,32 +62,6 @@ UNDONE = (
 )
 FLAKY = ("b", "undo_a", "report")
 """These fail at their first attempt."""
-
-
-class Crash(BaseException):
-    """The process died."""
-
-
-@dataclass
-class CrashingStore:
-    """The real store, in a process that dies at some of its commits."""
-
-    store: Store
-    at: set[tuple[int, str]]
-    count: int = 0
-
-    async def commit(self, change: Change) -> bool:
-        self.count += 1
-        number = self.count
-        if (number, "before") in self.at:
-            raise Crash
-        result = await self.store.commit(change)
-        if (number, "after") in self.at:
-            raise Crash
-        return result
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.store, name)
 
 
 @dataclass
