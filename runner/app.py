@@ -138,6 +138,7 @@ class App:
             store=self.store,
             reader=self.store,
             doorbell=self.store,
+            mailbox=self.store,
             runs=runs,
             environment=_environment(),
             clock=SystemClock(),

@@ -7,7 +7,7 @@ attributes as `ce-…` headers, the payload as body.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,9 @@ from runner.times import parse_time, rfc3339
 MAX_BODY_BYTES = 1024 * 1024
 MAX_SHORT_BYTES = 255
 """Of an AMQP property that is a short string."""
+FLOWRUN_STATUS = "flowrun-status"
+FAILED = "failed"
+"""The header of a reply that is an error, and its value."""
 UNREADABLE = "flowrun-unreadable"
 """The header of a delivery whose properties a transport could not read: why not."""
 _PREFIXES = ("ce-", "cloudEvents_", "cloudEvents:")
@@ -83,6 +86,8 @@ class Message:
 
     meta: Meta
     data: bytes
+    expires_at: str | None = None
+    """A command's deadline."""
     trace: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -104,10 +109,11 @@ def encode_json(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
-def read_message(delivery: Delivery, event_type: str, received_at: datetime) -> Message:
+def read_message(delivery: Delivery, event_type: str, received_at: datetime, *, is_command: bool = False) -> Message:
     """The message in a delivery, in binary or structured mode, or plain JSON.
 
-    `event_type` is what the project calls it. Raises EnvelopeError.
+    `event_type` is what the project calls it. A command's AMQP correlation id is its own: it may serve as its id,
+    and says nothing of what it belongs to. Raises EnvelopeError.
     """
     properties = delivery.properties
     if (why := properties.headers.get(UNREADABLE)) is not None:
@@ -117,7 +123,8 @@ def read_message(delivery: Delivery, event_type: str, received_at: datetime) -> 
     else:
         attributes, data = _attributes(properties.headers), delivery.body
     own_id, source = _identity(attributes, properties)
-    ident = own_id or new_id()
+    own = properties.correlation_id
+    ident = own_id or (own if is_command else None) or new_id()
     return Message(
         meta=Meta(
             id=ident,
@@ -125,10 +132,11 @@ def read_message(delivery: Delivery, event_type: str, received_at: datetime) -> 
             source=source,
             subject=attributes.get("subject"),
             time=_time(attributes.get("time"), properties.timestamp or received_at),
-            correlation_id=attributes.get("correlationid") or properties.correlation_id or ident,
+            correlation_id=attributes.get("correlationid") or (None if is_command else own) or ident,
             causation_id=attributes.get("causationid"),
         ),
         data=data,
+        expires_at=_time(attributes["expirytime"], received_at) if attributes.get("expirytime") else None,
         trace={key: str(properties.headers[key]) for key in ("traceparent", "tracestate") if key in properties.headers},
     )
 
@@ -148,6 +156,57 @@ def event_message(
     *, meta: Meta, data: bytes, project: str, mandatory: bool, trace: Mapping[str, str] | None = None
 ) -> Outgoing:
     """An event as it goes to the project's exchange."""
+    return Outgoing(
+        exchange=f"{project}.events",
+        routing_key=meta.type,
+        body=data,
+        # An id of another program's may be longer than a property; the header has it whole.
+        properties=_properties(meta, project, trace, correlation_id=_short(meta.correlation_id)),
+        mandatory=mandatory,
+    )
+
+
+def command_message(
+    *,
+    meta: Meta,
+    data: bytes,
+    project: str,
+    expires_at: str,
+    reply_to: str,
+    trace: Mapping[str, str] | None = None,
+) -> Outgoing:
+    """A command as it goes to its one receiver, which may begin it until `expires_at`."""
+    properties = _properties(meta, project, trace, correlation_id=meta.id)
+    headers = {**properties.headers, "ce-expirytime": expires_at}
+    return Outgoing(
+        exchange=f"{project}.commands",
+        routing_key=meta.type,
+        body=data,
+        properties=replace(properties, reply_to=reply_to, headers=headers),
+        mandatory=True,
+    )
+
+
+def reply_message(
+    *, command: str, reply_to: str, correlation_id: str, body: bytes, failed: bool, project: str
+) -> Outgoing:
+    """A reply, over the default exchange. One that nobody waits for any more is dropped by the broker."""
+    return Outgoing(
+        exchange="",
+        routing_key=reply_to,
+        body=body,
+        properties=Properties(
+            message_id=new_id(),
+            type=f"{command}.reply",
+            app_id=f"flowrun/{project}",
+            content_type="application/json",
+            correlation_id=correlation_id,
+            headers={FLOWRUN_STATUS: FAILED} if failed else {},
+        ),
+    )
+
+
+def _properties(meta: Meta, project: str, trace: Mapping[str, str] | None, *, correlation_id: str | None) -> Properties:
     headers = {
         "ce-specversion": "1.0",
         "ce-id": meta.id,
@@ -161,22 +220,19 @@ def event_message(
     if meta.causation_id is not None:
         headers["ce-causationid"] = meta.causation_id
     headers.update(trace or {})
-    return Outgoing(
-        exchange=f"{project}.events",
-        routing_key=meta.type,
-        body=data,
-        properties=Properties(
-            message_id=meta.id,
-            type=meta.type,
-            app_id=f"flowrun/{project}",
-            content_type="application/json",
-            # An id of another program's may be longer; the header has it whole.
-            correlation_id=meta.correlation_id if len(meta.correlation_id.encode()) <= MAX_SHORT_BYTES else None,
-            timestamp=parse_time(meta.time).replace(microsecond=0),
-            headers=headers,
-        ),
-        mandatory=mandatory,
+    return Properties(
+        message_id=meta.id,
+        type=meta.type,
+        app_id=f"flowrun/{project}",
+        content_type="application/json",
+        correlation_id=correlation_id,
+        timestamp=parse_time(meta.time).replace(microsecond=0),
+        headers=headers,
     )
+
+
+def _short(text: str) -> str | None:
+    return text if len(text.encode()) <= MAX_SHORT_BYTES else None
 
 
 def _is_structured(properties: Properties) -> bool:
@@ -240,5 +296,5 @@ def _time(text: str | None, otherwise: datetime) -> str:
         try:
             return rfc3339(parse_time(text))
         except ValueError:
-            raise EnvelopeError("bad_envelope", f'ce-time "{text}" is not an RFC 3339 time') from None
+            raise EnvelopeError("bad_envelope", f'"{text}" is not an RFC 3339 time') from None
     return rfc3339(otherwise if otherwise.tzinfo else otherwise.replace(tzinfo=UTC))

@@ -157,6 +157,24 @@ class Use(Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Send(Step):
+    """Sends a command, and waits for the reply. `timeout_s` is for each time that it is sent."""
+
+    command: str
+    data: Evaluate
+    timeout_s: float
+    retry: RetryPolicy
+    irreversible: bool = False
+    pivot: bool = False
+    action: str = "command"
+
+    @property
+    def target(self) -> str:
+        """The command's name."""
+        return self.command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Emit(Step):
     """Publishes an event."""
 
@@ -226,10 +244,10 @@ class Catch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undo:
-    """One compensation of a step, itself a `use` or an `emit`. `attempted`: done also where the step was tried and
-    its result is unknown."""
+    """One compensation of a step, itself a `use`, a `command` or an `emit`. `attempted`: done also where the step was
+    tried and its result is unknown."""
 
-    step: Use | Emit
+    step: Use | Send | Emit
     attempted: bool = False
 
 
@@ -264,9 +282,17 @@ class Program:
     concurrency: int
     plan_hash: str
     span: Span
+    command: str | None = None
+    """The command that it does; then no route leads to it."""
+    reply: Evaluate | None = None
     idempotency: Idempotency | None = None
     env: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
+
+    @property
+    def is_served(self) -> bool:
+        """It has a queue: a route leads to it, or it does a command."""
+        return bool(self.routes) or self.command is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +310,19 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A declared command. `handler` is its program; None if another program does it."""
+
+    name: str
+    flow: str
+    check: Check
+    check_reply: Check
+    handler: str | None
+    timeout_s: float
+    effect: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A project, compiled. `sources` are the files it came from, by name: `sha256` of them is a plan's hash."""
 
@@ -293,6 +332,9 @@ class Plan:
     topology: Topology
     net: str
     """The queue into which the broker's own dead letters fall."""
+    commands: Mapping[str, Command] = field(default_factory=dict)
+    replies: str | None = None
+    """The queue to which replies come; None if there is no command to be sent."""
     sources: Mapping[str, Mapping[str, str]]
     """For each plan hash, the texts (by file name) of the flow and of the schemas it uses."""
 

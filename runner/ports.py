@@ -11,7 +11,9 @@ from runner.handler import Context
 from runner.message import Delivery, Outgoing
 from runner.plan import BrokerFacts, Difference, Topology
 from runner.records import (
+    Answer,
     Backlog,
+    Caller,
     Change,
     DeadLetter,
     Intervention,
@@ -78,7 +80,15 @@ class TopologyReader(Protocol):
         ...
 
 
-class AnyTransport(Transport, TopologyReader, Protocol):
+class ReplyQueues(Protocol):
+    """Queues for replies to a caller that is no run."""
+
+    def private_queue(self, name: str, deliver: Deliver) -> AbstractAsyncContextManager[str]:
+        """A queue of our own while it is entered, its messages handed over and taken as settled; its name."""
+        ...
+
+
+class AnyTransport(Transport, TopologyReader, ReplyQueues, Protocol):
     """All that flowrun asks of a transport."""
 
     async def __aenter__(self) -> AnyTransport:
@@ -175,6 +185,27 @@ class RunControl(Protocol):
         ...
 
 
+class Mailbox(Protocol):
+    """Answers to commands, on their way to runs; and callers that wait for a run's end."""
+
+    async def answer(self, answer: Answer) -> bool:
+        """Give an answer to the run that sent the command, and make it due; of several, the first counts. False if
+        no run sent such a command."""
+        ...
+
+    async def add_caller(self, run_id: str, caller: Caller) -> None:
+        """This one waits for that run's reply as well."""
+        ...
+
+    async def served_callers(self, limit: int) -> Sequence[tuple[str, Caller]]:
+        """Callers that were added to runs which are final by now, with the run's id."""
+        ...
+
+    async def drop_caller(self, run_id: str, caller: Caller) -> None:
+        """It has its reply."""
+        ...
+
+
 class Doorbell(Protocol):
     """Tells at once what polling would find out later."""
 
@@ -230,7 +261,7 @@ class PlanStore(Protocol):
         ...
 
 
-class AnyStore(Store, StoreReader, RunControl, Doorbell, DeadLetterStore, PlanStore, Protocol):
+class AnyStore(Store, StoreReader, RunControl, Mailbox, Doorbell, DeadLetterStore, PlanStore, Protocol):
     """All that the engine and the commands ask of a store."""
 
     async def __aenter__(self) -> AnyStore:

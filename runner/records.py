@@ -145,6 +145,26 @@ class UndoFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     target: str = ""
 
 
+class CommandSent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="sent"):
+    """A command went out, under `command_id`, and is waited for until `deadline`."""
+
+    step_id: str
+    command_id: str
+    attempt: int
+    sent_at: str
+    deadline: str
+    is_new: bool = True
+    """Not the same one again, after a timeout."""
+
+
+class ReplySent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="reply"):
+    """What the run answers to its caller: a result, or an error."""
+
+    at: str
+    result: Any = None
+    error: Error | None = None
+
+
 class Intervention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="intervention"):
     """What a person did to a run: the audit. `by` is `user@host`; `reason` is theirs.
 
@@ -162,14 +182,41 @@ class Intervention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 Record = (
-    StepFinished | AttemptBegun | AttemptFailed | BranchTaken | ErrorCaught | RunFailed | UndoFinished | Intervention
+    StepFinished
+    | AttemptBegun
+    | AttemptFailed
+    | CommandSent
+    | ReplySent
+    | BranchTaken
+    | ErrorCaught
+    | RunFailed
+    | UndoFinished
+    | Intervention
 )
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who sent the command that began a run, and until when it waits. Without `reply_to` nobody does."""
+
+    command: str
+    correlation_id: str
+    reply_to: str | None = None
+    expires_at: str | None = None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What came back for a command: a result, or an error."""
+
+    command_id: str
+    result: Any = None
+    error: Error | None = None
 
 
 class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
     """The beginning of a run: which message began it, by which plan. `data` is the payload as it came.
 
-    `key` is its idempotency key: while one run of the handler holds it, no other begins with it.
+    `key` is its idempotency key: while one run of the handler holds it, no other begins with it. `caller` is there
+    if it was a command.
     """
 
     run_id: str
@@ -181,6 +228,7 @@ class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
     started_at: str
     trace: dict[str, str] = {}
     key: str | None = None
+    caller: Caller | None = None
 
 
 class EventRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,6 +282,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[Record, ...] = ()
     events: tuple[EventRecord, ...] = ()
     outgoing: tuple[Outgoing, ...] = ()
+    commands: tuple[str, ...] = ()
+    """Ids of commands among `outgoing`, whose answers are the run's."""
     due_at: str | None = None
     finished_at: str | None = None
     error: Error | None = None
@@ -254,6 +304,7 @@ class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: str | None = None
     error: Error | None = None
     request: Intervention | None = None
+    answers: tuple[Answer, ...] = ()
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):

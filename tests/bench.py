@@ -89,6 +89,7 @@ class Bench:
                 clock=SystemClock(),
                 watch=lambda run, change: None,
                 on_suspects=lambda: None,
+                mailbox=self.store,
             )
             tasks = await worker.start()
             yield worker

@@ -14,6 +14,7 @@ from runner import __version__
 from runner.errors import FlowrunError
 
 COMMANDS = {
+    "call": "Send a command, and print the reply.",
     "dlq": "Dead letters: messages that could not begin a run.",
     "doctor": "Say what is wrong with this set-up, and how to mend it.",
     "emit": "Publish an event.",

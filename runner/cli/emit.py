@@ -13,22 +13,17 @@ import click
 from runner.app import open_transport, prepare, store_file
 from runner.cli import options, output
 from runner.cli.compiled import compiled
+from runner.cli.payload import MisfitError, parse_payload, read_payload
 from runner.clock import SystemClock
 from runner.diagnostics import did_you_mean
-from runner.errors import ExpressionError, FlowrunError, NotFoundError, TransportError
-from runner.message import Outgoing, decode_json
+from runner.errors import ExpressionError, NotFoundError, TransportError
+from runner.message import Outgoing
 from runner.plan import Event, Plan
 from runner.settings import Settings, load_settings
 from runner.steps.emit import Emitter, PayloadError, build
 from runner.times import rfc3339
 
 BATCH = 200
-
-
-class MisfitError(FlowrunError):
-    """A payload that the event's schema refuses."""
-
-    exit_code = 1
 
 
 @click.command("emit")
@@ -69,8 +64,8 @@ def command(
     assert plan is not None
     declared = _declared(plan, event)
     emitter = Emitter(project=settings.project, source=source or f"/flowrun/{settings.project}/cli")
-    payloads = [("--data", _read(data))] if data is not None else list(_lines(lines))
-    messages = [_message(declared, where, body, emitter, ident, subject) for where, body in payloads]
+    payloads = [("--data", read_payload("--data", data))] if data is not None else list(_lines(lines))
+    messages = [_message(declared, where, payload, emitter, ident, subject) for where, payload in payloads]
     asyncio.run(_publish(settings, plan, messages, progress=lines is not None))
     ids = [message.properties.message_id for message in messages]
     if as_json:
@@ -88,30 +83,16 @@ def _declared(plan: Plan, name: str) -> Event:
     return event
 
 
-def _read(data: str) -> bytes:
-    if data == "-":
-        return sys.stdin.buffer.read()
-    if not data.startswith("@"):
-        return data.encode()
-    try:
-        return Path(data[1:]).read_bytes()
-    except OSError as error:
-        raise NotFoundError(f"{data[1:]} cannot be read: {error.strerror}") from None
-
-
-def _lines(file: Any) -> Iterator[tuple[str, bytes]]:
+def _lines(file: Any) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, 1):
         if line.strip():
-            yield f"{file.name}:{number}", line
+            where = f"{file.name}:{number}"
+            yield where, parse_payload(where, line)
 
 
 def _message(
-    event: Event, where: str, body: bytes, emitter: Emitter, ident: str | None, subject: str | None
+    event: Event, where: str, payload: Any, emitter: Emitter, ident: str | None, subject: str | None
 ) -> Outgoing:
-    try:
-        payload = decode_json(body)
-    except ValueError as error:
-        raise MisfitError(f"{where} is not JSON: {error}") from None
     now = rfc3339(SystemClock().now())
     try:
         return build(event, payload, emitter, now, ident=ident, subject=subject)[1]

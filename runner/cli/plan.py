@@ -10,7 +10,7 @@ import click
 
 from runner.cli import difference, options, output
 from runner.cli.compiled import compiled
-from runner.plan import Emit, Fail, Plan, Program, Step, Switch, Use
+from runner.plan import Emit, Fail, Plan, Program, Send, Step, Switch, Use
 from runner.settings import Settings, load_settings
 from runner.times import format_duration
 
@@ -73,6 +73,8 @@ def _text(plan: Plan) -> Iterator[str]:
 
 def _program(program: Program) -> Iterator[str]:
     yield output.paint(program.name, "bold") + f"  ({program.span}, plan {program.plan_hash})"
+    if program.command is not None:
+        yield f"  does {program.command}"
     for route in program.routes:
         when = f" when {route.when.source}" if route.when is not None else ""
         yield f"  on {', '.join(sorted(route.events))}{when}"
@@ -105,6 +107,8 @@ def _target(step: Step) -> str:
                 f"{step.handler}  (attempts {'unlimited' if tries is None else tries}, "
                 f"timeout {format_duration(step.timeout_s)})"
             )
+        case Send():
+            return f"{step.command}  (timeout {format_duration(step.timeout_s)})"
         case Emit():
             return step.event
         case Fail():
@@ -118,6 +122,7 @@ def _as_json(plan: Plan) -> dict[str, object]:
         "exchanges": [{"name": e.name, "type": e.type} for e in plan.topology.exchanges],
         "queues": [{"name": q.name, "arguments": dict(q.arguments)} for q in plan.topology.queues],
         "bindings": [{"exchange": b.exchange, "queue": b.queue, "pattern": b.pattern} for b in plan.topology.bindings],
+        "commands": [{"name": c.name, "handler": c.handler, "timeout_s": c.timeout_s} for c in plan.commands.values()],
         "programs": [_program_json(program) for program in plan.programs.values()],
     }
 
@@ -127,6 +132,7 @@ def _program_json(program: Program) -> dict[str, object]:
         "name": program.name,
         "plan_hash": program.plan_hash,
         "queue": program.queue,
+        "command": program.command,
         "concurrency": program.concurrency,
         "timeout_s": program.timeout_s,
         "routes": [
@@ -144,6 +150,12 @@ def _step_json(step: Step) -> dict[str, object]:
         case Use():
             described |= {
                 "use": step.handler,
+                "timeout_s": step.timeout_s,
+                "max_attempts": step.retry.max_attempts,
+            }
+        case Send():
+            described |= {
+                "command": step.command,
                 "timeout_s": step.timeout_s,
                 "max_attempts": step.retry.max_attempts,
             }

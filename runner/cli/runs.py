@@ -237,7 +237,13 @@ def _do(
         click.confirm(f"{verb.capitalize()} {_count(willing)}?", abort=True, err=True)
 
     async def go(opened: AnyStore) -> list[StoredRun]:
-        hand = Hand(opened, by=f"{getpass.getuser()}@{os.uname().nodename}", now=datetime.now(UTC), reason=reason)
+        hand = Hand(
+            opened,
+            project=load_settings(root, store=store).project,
+            by=f"{getpass.getuser()}@{os.uname().nodename}",
+            now=datetime.now(UTC),
+            reason=reason,
+        )
         done = []
         for run in willing:
             try:

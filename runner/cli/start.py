@@ -192,7 +192,7 @@ async def _run_worker(app: App, project: Project, role: Role, given: _Options, p
 async def _run_suspects(
     app: App, project: Project, role: Role, given: _Options, post: Post, stop: asyncio.Event
 ) -> int:
-    outbox = Outbox(app.store, app.transport)
+    outbox = Outbox(app.store, app.transport, app.store)
     sending = asyncio.create_task(outbox.run())
     suspects = app.suspects(
         project,

@@ -6,15 +6,18 @@ from collections.abc import Iterator
 
 from runner.cli.output import paint, state
 from runner.lang.report import printable
+from runner.message import encode_json
 from runner.records import (
     AttemptBegun,
     AttemptFailed,
     BranchTaken,
     Change,
+    CommandSent,
     Error,
     ErrorCaught,
     Intervention,
     Record,
+    ReplySent,
     RunFailed,
     RunStarted,
     StepFinished,
@@ -84,6 +87,11 @@ def _line(record: Record, stream: object) -> str | None:
     match record:
         case BranchTaken() | AttemptBegun():
             return None
+        case CommandSent():
+            return f"{paint('→', 'cyan', stream=stream)} {record.step_id}  waits for the reply until {record.deadline}"
+        case ReplySent():
+            what = printable(encode_json(record.result).decode())[:80] if record.error is None else _error(record.error)
+            return f"{paint('←', 'cyan', stream=stream)} replies  {what}"
         case StepFinished():
             return _step_line(record, stream)
         case UndoFinished():
@@ -134,8 +142,10 @@ def _time(record: Record) -> str:
             return record.finished_at
         case AttemptFailed() | RunFailed() | ErrorCaught():
             return record.failed_at
-        case Intervention():
+        case Intervention() | ReplySent():
             return record.at
+        case CommandSent():
+            return record.sent_at
     return ""
 
 

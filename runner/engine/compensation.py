@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from runner.engine.history import History, walk
-from runner.plan import Emit, Program, Step, Use
+from runner.plan import Emit, Program, Send, Step, Use
 from runner.records import StepState
 
 
-def undo_plan(program: Program, history: History) -> Iterator[tuple[Step, Use | Emit]]:
+def undo_plan(program: Program, history: History) -> Iterator[tuple[Step, Use | Send | Emit]]:
     """The compensations of every completed step, wherever it stands, in reverse order of completion; and those that
     say `if: attempted` of every step that was tried with an unknown result.
 

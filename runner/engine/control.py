@@ -12,7 +12,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from runner.engine.replies import reply_to
 from runner.errors import RefusedError
+from runner.message import Outgoing
 from runner.plan import Plan
 from runner.ports import RunControl, Store, StoreReader
 from runner.records import (
@@ -20,6 +22,8 @@ from runner.records import (
     Change,
     Error,
     Intervention,
+    Record,
+    ReplySent,
     RunFailed,
     RunStarted,
     RunState,
@@ -39,8 +43,9 @@ class _Store(Store, StoreReader, RunControl, Protocol):
 class Hand:
     """A person's hand on a store: `by` is who, as `user@host`, `reason` is why, `now` when."""
 
-    def __init__(self, store: _Store, *, by: str, now: datetime, reason: str | None = None) -> None:
+    def __init__(self, store: _Store, *, project: str, by: str, now: datetime, reason: str | None = None) -> None:
         self._store = store
+        self._project = project
         self._by = by
         self._at = rfc3339(now)
         self._now = now
@@ -58,8 +63,17 @@ class Hand:
         killed = await self._seized(run)
         why = f": {self._reason}" if self._reason else ""
         error = Error(type="cancelled", message=f"killed by {self._by}{why}", retryable=False)
+        reply = ReplySent(at=self._at, error=error)
+        caller = run.started.caller
+        answer = None if caller is None else reply_to(caller, reply, self._project)
         await self._commit(
-            killed, RunState.CANCELLED, self._intervention("kill", run), finished_at=self._at, error=error
+            killed,
+            RunState.CANCELLED,
+            self._intervention("kill", run),
+            finished_at=self._at,
+            error=error,
+            reply=None if caller is None else reply,
+            answer=answer,
         )
 
     async def retry(self, run: StoredRun, present: Plan | None, from_step: str | None = None) -> str:
@@ -123,12 +137,16 @@ class Hand:
         error: Error | None = None,
         key_until: str | None = None,
         forgive: bool = False,
+        reply: ReplySent | None = None,
+        answer: Outgoing | None = None,
     ) -> None:
+        records: tuple[Record, ...] = (note,) if reply is None else (note, reply)
         change = Change(
             run_id=run.started.run_id,
             state=state,
             first=len(run.records),
-            records=(note,),
+            records=records,
+            outgoing=() if answer is None else (answer,),
             due_at=due_at,
             finished_at=finished_at,
             error=error,

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from runner.engine.compensation import is_completed, undo_plan
+from runner.engine.replies import reply_to
 from runner.engine.retry import Random, delay_before_next, matches
 from runner.engine.run import Run
 from runner.errors import ExpressionError
@@ -20,21 +21,23 @@ from runner.expressions import Scope, holds
 from runner.handler import Context
 from runner.message import decode_json, encode_json
 from runner.outcome import Done, Failed, Outcome, Parked, Stopped
-from runner.plan import Emit, Fail, Set, Step, Stop, Switch, Use
+from runner.plan import Emit, Fail, Send, Set, Step, Stop, Switch, Use
 from runner.ports import Clock, Handler
 from runner.records import (
     AttemptBegun,
     AttemptFailed,
     BranchTaken,
+    CommandSent,
     Error,
     ErrorCaught,
+    ReplySent,
     RunFailed,
     RunState,
     StepFinished,
     StepState,
     UndoFinished,
 )
-from runner.steps import emit, fail, switch, use
+from runner.steps import command, emit, fail, switch, use
 from runner.times import parse_time, rfc3339
 
 Extra = Mapping[str, Any]
@@ -80,7 +83,35 @@ class Executor:
             waits = RunState.RUNNING if self._draining() else RunState.WAITING
             await self._commit(run, waits, due_at=outcome.due_at)
         else:
+            await self._complete(run)
+
+    async def give_up(self, run: Run, error: Error) -> None:
+        """End a run whose undoing cannot be gone on with: that is for a person."""
+        await self._end(run, RunState.COMPENSATION_FAILED, error)
+
+    async def _complete(self, run: Run) -> None:
+        """The steps are over; what the caller gets must fit as well."""
+        misfit = self._take_reply(run)
+        if misfit is None:
             await self._end(run, RunState.COMPLETED)
+        else:
+            self._fail(run, self._masked(misfit))
+            await self._undo_all(run)
+
+    def _take_reply(self, run: Run) -> Failed | None:
+        caller, program = run.started.caller, run.program
+        if caller is None:
+            return None
+        try:
+            result = None if program.reply is None else _own(program.reply(run.scope("reply")))
+        except ExpressionError as error:
+            return Failed(Error(type="expression", message=f"the reply: {error}", retryable=False))
+        misfit = run.plan.commands[caller.command].check_reply(result)
+        if misfit is not None:
+            text = f"the reply of {caller.command} does not fit its schema: {misfit}"
+            return Failed(Error(type="invalid_output", message=text, retryable=False))
+        run.note(ReplySent(at=self._now_text(), result=result))
+        return None
 
     def _fail(self, run: Run, failure: Failed) -> None:
         cancelled = run.cancel if failure.error.type == "cancelled" and failure.of_run else None
@@ -92,6 +123,12 @@ class Executor:
     async def _end(self, run: Run, state: RunState, error: Error | None = None) -> None:
         """The run is final. Its key bars others for a while, unless nothing is left of what it did."""
         now = self._clock.now()
+        if run.started.caller is not None:
+            if error is not None:
+                run.note(ReplySent(at=rfc3339(now), error=error))
+            outgoing = reply_to(run.started.caller, run.history.reply, run.plan.project)
+            if outgoing is not None:
+                run.answer(outgoing)
         idempotency = run.program.idempotency
         is_undone = state in (RunState.COMPENSATED, RunState.CANCELLED, RunState.FAILED) and not run.history.pivoted
         until = None if idempotency is None or is_undone else now + timedelta(seconds=idempotency.ttl_s)
@@ -118,7 +155,7 @@ class Executor:
             return Parked(self._clock.now())
         started_at = self._started_at(run, step)
         over = self._over(run, step)
-        if over is not None and step.id not in run.history.branches:
+        if over is not None and step.id not in run.history.branches and step.id not in run.history.sent:
             tried = len(run.history.attempts.get(step.id, ()))
             run.note(self._finished(run, step, _state_of(over), started_at, error=over.error, attempts=tried))
             return over
@@ -135,7 +172,8 @@ class Executor:
 
     async def _begin(self, run: Run, step: Step, extra: Extra) -> Outcome | None:
         """Do what the step does; None if its `when` does not hold. `when` is asked once, not again by a retry."""
-        is_begun = step.id in run.history.attempts or step.id in run.history.branches
+        history = run.history
+        is_begun = any(step.id in known for known in (history.attempts, history.branches, history.sent))
         try:
             asked = None if is_begun else step.when
             if asked is not None and not holds(asked.evaluate(run.scope(f"{step.id}\0when", **extra))):
@@ -148,6 +186,8 @@ class Executor:
         match step:
             case Use():
                 return await self._use(run, step, step.id, run.scope(step.id, **extra))
+            case Send():
+                return await self._send(run, step, step.id, run.scope(step.id, **extra))
             case Emit():
                 return self._emit(run, step, run.scope(step.id, **extra))
             case Set():
@@ -169,17 +209,76 @@ class Executor:
             return Done()
         return await self._block(run, step.branches[taken].steps, extra)
 
-    def _emit(self, run: Run, step: Emit, scope: Scope) -> Done | Failed:
-        event = run.plan.events[step.event]
-        trigger = run.started.trigger
-        emitter = emit.Emitter(
+    def _emitter(self, run: Run) -> emit.Emitter:
+        return emit.Emitter(
             project=run.plan.project,
             source=f"/flowrun/{run.plan.project}/{run.program.flow}",
-            cause=trigger,
+            cause=run.started.trigger,
             trace=run.started.trace,
         )
+
+    async def _send(self, run: Run, step: Send, key: str, scope: Scope) -> Done | Failed | Parked:
+        """Send it once, and park until there is an answer, or until it is too late for one."""
+        sent = run.history.sent.get(key)
+        failed = run.history.attempts.get(key, [])
+        attempt = len(failed) + 1
+        # After a timeout the same command goes out again; a failed reply is followed by a new one.
+        again = sent if failed and failed[-1].unknown else None
+        answered_late = again is not None and again.command_id in run.answers
+        if sent is None or (sent.attempt < attempt and not answered_late):
+            return self._send_out(run, step, key, scope, attempt, again)
+        declared = run.plan.commands[step.command]
+        started, deadline = parse_time(sent.sent_at), parse_time(sent.deadline)
+        answer = run.answers.get(sent.command_id)
+        if answer is not None:
+            outcome = command.outcome(declared, answer, step.id)
+        elif self._clock.now() < deadline and self._over(run, step) is None:
+            return Parked(deadline)
+        else:
+            outcome = command.unanswered(declared, step.id, (deadline - started).total_seconds())
+        if isinstance(outcome, Done):
+            return outcome
+        if (over := self._over(run, step)) is not None:
+            return replace(over, unknown=outcome.unknown)
+        return self._retry(run, step, key, outcome, attempt, started)
+
+    def _send_out(
+        self, run: Run, step: Send, key: str, scope: Scope, attempt: int, again: CommandSent | None
+    ) -> Failed | Parked:
+        number = run.history.asked.get(key, 0)
+        command_id = again.command_id if again is not None else run.derived(f"{key}\0command\0{number}")
+        now = self._clock.now()
+        deadline = now + timedelta(seconds=self._attempt_limit(run, step, now))
+        assert run.plan.replies is not None
         try:
-            record, outgoing = emit.build(event, step.data(scope), emitter, self._now_text())
+            outgoing = command.build(
+                run.plan.commands[step.command],
+                _own(step.data(scope)),
+                self._emitter(run),
+                command_id,
+                now,
+                deadline,
+                run.plan.replies,
+            )
+        except emit.PayloadError as error:
+            return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=step.id))
+        run.note(
+            CommandSent(
+                step_id=key,
+                command_id=command_id,
+                attempt=attempt,
+                sent_at=rfc3339(now),
+                deadline=rfc3339(deadline),
+                is_new=again is None,
+            )
+        )
+        run.send(command_id, outgoing)
+        return Parked(deadline)
+
+    def _emit(self, run: Run, step: Emit, scope: Scope) -> Done | Failed:
+        event = run.plan.events[step.event]
+        try:
+            record, outgoing = emit.build(event, step.data(scope), self._emitter(run), self._now_text())
         except emit.PayloadError as error:
             return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=step.id))
         run.publish(record, outgoing)
@@ -231,7 +330,7 @@ class Executor:
             return replace(_cancelled(run, step), unknown=True)
 
     def _retry(
-        self, run: Run, step: Use, key: str, failure: Failed, attempt: int, started: datetime
+        self, run: Run, step: Use | Send, key: str, failure: Failed, attempt: int, started: datetime
     ) -> Failed | Parked:
         failure = self._masked(failure)
         now = self._clock.now()
@@ -326,7 +425,7 @@ class Executor:
             return
         await self._end(run, _final(run, outcome), error)
 
-    async def _undo(self, run: Run, undo: Use | Emit, extra: Extra) -> Parked | None:
+    async def _undo(self, run: Run, undo: Use | Send | Emit, extra: Extra) -> Parked | None:
         started_at = self._started_at(run, undo)
         outcome: Done | Failed | Parked | None = None
         state = StepState.COMPLETED
@@ -336,6 +435,8 @@ class Executor:
                 state, outcome = StepState.SKIPPED, Done()
             elif isinstance(undo, Use):
                 outcome = await self._use(run, undo, undo.id, run.scope(undo.id, **extra))
+            elif isinstance(undo, Send):
+                outcome = await self._send(run, undo, undo.id, run.scope(undo.id, **extra))
             else:
                 outcome = self._emit(run, undo, run.scope(undo.id, **extra))
         except ExpressionError as error:
@@ -406,7 +507,7 @@ class Executor:
         failed = run.history.attempts.get(step.id)
         return failed[0].started_at if failed else self._now_text()
 
-    def _attempt_limit(self, run: Run, step: Use, now: datetime) -> float:
+    def _attempt_limit(self, run: Run, step: Use | Send, now: datetime) -> float:
         deadline = run.deadline
         return step.timeout_s if deadline is None else min(step.timeout_s, (deadline - now).total_seconds())
 
@@ -416,11 +517,11 @@ class Executor:
             return _cancelled(run, step)
         if run.deadline is None or self._clock.now() < run.deadline:
             return None
-        limit = run.program.timeout_s
-        return Failed(
-            Error(type="timeout", message=f"the run took longer than {limit:g} s", retryable=True, step=step.id),
-            of_run=True,
-        )
+        caller = run.started.caller
+        expired = caller is not None and caller.expires_at == rfc3339(run.deadline)
+        limit = run.program.timeout_s or 0.0
+        message = "its caller waits no longer" if expired else f"the run took longer than {limit:g} s"
+        return Failed(Error(type="timeout", message=message, retryable=True, step=step.id), of_run=True)
 
     def _masked(self, failure: Failed) -> Failed:
         error = failure.error
@@ -464,7 +565,7 @@ def _state_of(failure: Failed) -> StepState:
 
 
 def _is_pivot(step: Step) -> bool:
-    return isinstance(step, Use | Emit) and step.pivot
+    return isinstance(step, Use | Send | Emit) and step.pivot
 
 
 def _own(value: Any) -> Any:

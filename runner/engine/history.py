@@ -12,10 +12,12 @@ from runner.records import (
     AttemptBegun,
     AttemptFailed,
     BranchTaken,
+    CommandSent,
     Error,
     ErrorCaught,
     Intervention,
     Record,
+    ReplySent,
     RunFailed,
     RunState,
     StepFinished,
@@ -51,7 +53,12 @@ class History:
         """`steps` as expressions see it: what did not run is skipped."""
         self.last_time: str | None = None
         """When the latest step ended: what `now()` says in the next one, also after a crash."""
-        self._open: dict[str, AttemptBegun] = {}
+        self.sent: dict[str, CommandSent] = {}
+        """The latest command of a step, by the step's id."""
+        self.asked: dict[str, int] = {}
+        """How many commands it has sent; one that goes out again under its id counts once."""
+        self.reply: ReplySent | None = None
+        self._open: dict[str, AttemptBegun | CommandSent] = {}
 
     def add(self, record: Record) -> None:
         """Fold one record in."""
@@ -61,6 +68,11 @@ class History:
             case AttemptBegun():
                 self._tried(record.step_id, unknown=record.again or record.step_id in self._open)
                 self._open[record.step_id] = record
+            case CommandSent():
+                self._open[record.step_id] = self.sent[record.step_id] = record
+                self.asked[record.step_id] = self.asked.get(record.step_id, 0) + record.is_new
+            case ReplySent():
+                self.reply = record
             case AttemptFailed():
                 self.attempts.setdefault(record.step_id, []).append(record)
                 self._over(record.step_id)
@@ -126,6 +138,7 @@ class History:
         for step_id in [step_id for step_id, record in self.undone.items() if record.state is StepState.FAILED]:
             del self.undone[step_id]
             self.attempts.pop(step_id, None)
+            self.sent.pop(step_id, None)
         self._reopen_failed_path(self._program.on_failure)
 
     def _reopen(self, from_step: str | None) -> None:
@@ -183,7 +196,7 @@ class History:
                 ids.remove(step_id)
 
     def _forget(self, step_id: str) -> None:
-        for known in (self.attempts, self.branches, self.caught, self._open):
+        for known in (self.attempts, self.branches, self.caught, self._open, self.sent):
             known.pop(step_id, None)
         self._unfinish(step_id)
 

@@ -8,10 +8,14 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from runner.engine.run import run_id
 from runner.errors import EnvelopeError, ExpressionError
 from runner.expressions import Scope, holds
 from runner.message import (
+    FAILED,
+    FLOWRUN_STATUS,
     MAX_BODY_BYTES,
     Delivery,
     Message,
@@ -23,8 +27,8 @@ from runner.message import (
     new_id,
     read_message,
 )
-from runner.plan import Event, Plan, Program
-from runner.records import DeadLetter, Error, RunStarted
+from runner.plan import Command, Event, Plan, Program
+from runner.records import Answer, Caller, DeadLetter, Error, RunStarted
 from runner.steps.emit import subject_of
 from runner.times import rfc3339
 from runner.topics import topic_matches
@@ -40,20 +44,79 @@ def read(plan: Plan, program: Program, delivery: Delivery, now: datetime, env: M
     """
     if len(delivery.body) > MAX_BODY_BYTES:
         raise EnvelopeError("too_large", f"the body has {len(delivery.body)} bytes, the limit is {MAX_BODY_BYTES}")
+    if program.command is not None:
+        return _read_command(plan.commands[program.command], program, delivery, now, env)
     event = _event_of(plan, delivery)
     message = read_message(delivery, event.name, now)
     payload = _payload(event, message)
     message = _with_subject(event, message, payload, rfc3339(now))
-    scope = {
-        "event": payload,
+    scope = _scope("event", payload, message, now, env)
+    if not _wanted(program, event, scope):
+        return None
+    return _started(program, message, _key(program, scope), now, None)
+
+
+def _read_command(
+    command: Command, program: Program, delivery: Delivery, now: datetime, env: Mapping[str, str]
+) -> RunStarted:
+    message = read_message(delivery, command.name, now, is_command=True)
+    if message.expires_at is not None and rfc3339(now) >= message.expires_at:
+        raise EnvelopeError("timeout", f"its caller waits no longer than {message.expires_at}")
+    payload = _payload(command, message)
+    caller = Caller(
+        command=command.name,
+        correlation_id=delivery.properties.correlation_id or message.meta.id,
+        reply_to=delivery.properties.reply_to,
+        expires_at=message.expires_at,
+    )
+    return _started(program, message, _key(program, _scope("command", payload, message, now, env)), now, caller)
+
+
+def caller_of(program: Program, delivery: Delivery) -> Caller | None:
+    """Who waits for the answer to a command that may be broken; None if nobody does."""
+    properties = delivery.properties
+    correlation_id = properties.correlation_id or identity(delivery)[0]
+    if program.command is None or not properties.reply_to or not correlation_id:
+        return None
+    return Caller(command=program.command, correlation_id=correlation_id, reply_to=properties.reply_to)
+
+
+def refusal(fault: EnvelopeError) -> Error:
+    """What the caller of a command is told that cannot begin."""
+    kinds = {"timeout": "timeout", "expression": "expression", "duplicate": "duplicate", "internal": "internal"}
+    kind = kinds.get(fault.reason, "invalid_input")
+    return Error(type=kind, message=str(fault), retryable=kind in ("timeout", "internal"))
+
+
+def read_answer(delivery: Delivery) -> Answer:
+    """A reply, as it came to our queue. Raises EnvelopeError."""
+    properties = delivery.properties
+    command_id = properties.correlation_id
+    if not command_id:
+        raise EnvelopeError("bad_envelope", "a reply needs the correlation_id of its command")
+    try:
+        body = decode_json(delivery.body)
+    except ValueError as error:
+        raise EnvelopeError("invalid_json", f"the reply is not JSON: {error}") from None
+    if properties.headers.get(FLOWRUN_STATUS) != FAILED:
+        return Answer(command_id=command_id, result=body)
+    try:
+        return Answer(command_id=command_id, error=msgspec.convert({"message": "", "retryable": False, **body}, Error))
+    except (msgspec.ValidationError, TypeError):
+        raise EnvelopeError("bad_envelope", "a failed reply is {type, message, retryable, details}") from None
+
+
+def _scope(root: str, payload: Any, message: Message, now: datetime, env: Mapping[str, str]) -> Scope:
+    return {
+        root: payload,
         "meta": asdict(message.meta),
         "env": dict(env),
         "now": lambda: rfc3339(now),
         "uuid": new_id,
     }
-    if not _wanted(program, event, scope):
-        return None
-    key = _key(program, scope)
+
+
+def _started(program: Program, message: Message, key: str | None, now: datetime, caller: Caller | None) -> RunStarted:
     meta = message.meta
     return RunStarted(
         run_id=run_id(program.name, meta.source, meta.id),
@@ -65,6 +128,7 @@ def read(plan: Plan, program: Program, delivery: Delivery, now: datetime, env: M
         started_at=rfc3339(now),
         trace=dict(message.trace),
         key=key,
+        caller=caller,
     )
 
 
@@ -150,7 +214,7 @@ def _event_of(plan: Plan, delivery: Delivery) -> Event:
     raise EnvelopeError("unknown_event", f"no event is declared for {shown}")
 
 
-def _payload(event: Event, message: Message) -> Any:
+def _payload(event: Event | Command, message: Message) -> Any:
     try:
         payload = decode_json(message.data)
     except ValueError as error:

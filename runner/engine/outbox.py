@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import TypeVar
 
 from runner.errors import StoreError, TransportError
-from runner.ports import Store, Transport
-from runner.records import OutboxRow
+from runner.ports import Mailbox, Store, Transport
+from runner.records import Answer, Error, OutboxRow
 
 BATCH = 500
 BATCH_BYTES = 4 * 1024 * 1024
@@ -29,8 +29,9 @@ _log = logging.getLogger("flowrun.outbox")
 class Outbox:
     """The one task of a process that publishes. `poke` it after a commit."""
 
-    def __init__(self, store: Store, transport: Transport) -> None:
+    def __init__(self, store: Store, transport: Transport, mailbox: Mailbox) -> None:
         self._store = store
+        self._mailbox = mailbox
         self._transport = transport
         self._poked = asyncio.Event()
         self._poked.set()
@@ -82,12 +83,22 @@ class Outbox:
 
     async def _send(self, rows: Sequence[OutboxRow]) -> None:
         results = await self._patiently(lambda: self._transport.publish([row.outgoing for row in rows]))
+        marks: dict[int, str | None] = {}
         for row, reason in zip(rows, results, strict=True):
-            if reason is not None and row.reason is None:
-                name, ident = row.outgoing.routing_key, row.outgoing.properties.message_id
-                _log.warning("%s %s stays in the outbox: %s", name, ident, reason)
-        marks = {row.position: reason for row, reason in zip(rows, results, strict=True)}
+            marks[row.position] = await self._refused(row, reason) if reason is not None else None
         await self._patiently(lambda: self._store.sent(marks))
+
+    async def _refused(self, row: OutboxRow, reason: str) -> str | None:
+        """The reason why it stays; None for a command, whose sender is told at once that nobody takes it."""
+        name, ident = row.outgoing.routing_key, row.outgoing.properties.message_id
+        if row.outgoing.properties.reply_to is not None and ident is not None:
+            error = Error(type="no_handler", message=f"no queue takes {name}: {reason}", retryable=False)
+            answer = Answer(command_id=ident, error=error)
+            await self._patiently(lambda: self._mailbox.answer(answer))
+            return None
+        if row.reason is None:
+            _log.warning("%s %s stays in the outbox: %s", name, ident, reason)
+        return reason
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """Until it succeeds: a broker that is away answers nothing, and what was sent may have arrived, so it is sent

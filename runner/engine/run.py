@@ -15,6 +15,7 @@ from runner.expressions import Scope
 from runner.message import Outgoing, decode_json
 from runner.plan import Plan, Program
 from runner.records import (
+    Answer,
     BranchTaken,
     Change,
     Error,
@@ -85,6 +86,8 @@ class Run:
         """A process may have died in the midst of the next attempt."""
         self.cancel: Intervention | None = None
         """A person wants it cancelled."""
+        self.answers: Mapping[str, Answer] = {}
+        """What has come back, by the command's id."""
         self._attempt: asyncio.Task[Any] | None = None
         self._is_interrupted = False
         self._commit_change = commit
@@ -93,11 +96,12 @@ class Run:
         self._records: list[Record] = []
         self._events: list[EventRecord] = []
         self._outgoing: list[Outgoing] = []
+        self._commands: list[str] = []
         self._step_id = ""
         self._uuids = 0
         trigger = started.trigger
         self._base: dict[str, Any] = {
-            "event": decode_json(started.data),
+            "event" if started.caller is None else "command": decode_json(started.data),
             "meta": _Moments({name: getattr(trigger, name) for name in trigger.__slots__}, self._clock_read),
             "run": _Moments({"id": started.run_id, "started_at": started.started_at}, self._clock_read),
             "steps": self.history.steps,
@@ -116,10 +120,16 @@ class Run:
     @property
     def deadline(self) -> datetime | None:
         """When the run's own timeout passes; what undoes has none."""
-        if self.program.timeout_s is None or self.history.failure is not None:
+        if self.history.failure is not None:
             return None
-        began_at = self.history.revived_at or self.started.started_at
-        return parse_time(began_at) + timedelta(seconds=self.program.timeout_s)
+        limits = []
+        if self.program.timeout_s is not None:
+            began_at = self.history.revived_at or self.started.started_at
+            limits.append(parse_time(began_at) + timedelta(seconds=self.program.timeout_s))
+        caller = self.started.caller
+        if caller is not None and caller.expires_at is not None and self.history.revived_at is None:
+            limits.append(parse_time(caller.expires_at))
+        return min(limits, default=None)
 
     @property
     def logger(self) -> logging.Logger:
@@ -136,6 +146,7 @@ class Run:
         self.has_crashed = stored.crashes > 0
         self.was_cut_short = self.has_crashed and stored.state is not RunState.WAITING
         self.cancel = stored.request
+        self.answers = {answer.command_id: answer for answer in stored.answers}
 
     # --- cancelling
 
@@ -179,6 +190,15 @@ class Run:
         self._events.append(event)
         self._outgoing.append(outgoing)
 
+    def send(self, command_id: str, outgoing: Outgoing) -> None:
+        """Send a command; it leaves with the next commit, and its answer will be this run's."""
+        self._commands.append(command_id)
+        self._outgoing.append(outgoing)
+
+    def answer(self, outgoing: Outgoing) -> None:
+        """Send the run's reply; it leaves with the next commit."""
+        self._outgoing.append(outgoing)
+
     @property
     def must_commit(self) -> bool:
         """Something has happened that a crash during the next effect must not undo, or the run's key is not its own
@@ -212,6 +232,7 @@ class Run:
             records=tuple(self._records),
             events=tuple(self._events),
             outgoing=tuple(self._outgoing),
+            commands=tuple(self._commands),
             due_at=None if due_at is None else rfc3339(due_at),
             finished_at=None if finished_at is None else rfc3339(finished_at),
             error=error,
@@ -221,11 +242,15 @@ class Run:
         if not await self._commit_change(change):
             return False
         self._committed += len(self._records)
-        self._records, self._events, self._outgoing = [], [], []
+        self._records, self._events, self._outgoing, self._commands = [], [], [], []
         self.owned = True
         self.read_clock = False
         self._on_commit(change)
         return True
+
+    def derived(self, name: str) -> str:
+        """An id that is the same whenever it is asked for."""
+        return str(uuid.uuid5(uuid.UUID(self.id), name))
 
     def _clock_read(self) -> None:
         self.read_clock = True

@@ -13,7 +13,7 @@ from runner.engine.run import Run
 from runner.errors import OwnershipError, StoreError
 from runner.plan import Plan, Program
 from runner.ports import Clock, RunControl, Store, StoreReader
-from runner.records import Change, RunStarted, StoredRun
+from runner.records import Change, Error, RunStarted, StoredRun
 from runner.times import rfc3339
 
 PUT_DOWN_S = 60.0
@@ -117,6 +117,10 @@ class Runs:
             await self.commit(Change(run_id=run.id, state=run.state, due_at=due_at, error=run.history.failure))
         finally:
             del self._live[run.id]
+
+    async def give_up(self, run: Run, error: Error) -> None:
+        """End a run whose undoing cannot be gone on with."""
+        await self._executor.give_up(run, error)
 
     async def put_down(self, stored: StoredRun, delay_s: float = 0.0) -> None:
         """Leave a run to whoever takes it after a while."""

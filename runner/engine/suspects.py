@@ -94,9 +94,8 @@ class Suspects:
     async def _give_up(self, run: Run, crashes: int) -> None:
         """It crashes while it is undone as well: that is for a person."""
         error = _crashed(crashes)
-        state = RunState.COMPENSATION_FAILED
-        await self._runs.commit(Change(run_id=run.id, state=state, finished_at=rfc3339(self._clock.now()), error=error))
-        _log.error("run %s is %s: %s", run.id, state, error.message)
+        await self._runs.give_up(run, error)
+        _log.error("run %s is %s: %s", run.id, run.state, error.message)
 
     async def _heed(self) -> None:
         while True:

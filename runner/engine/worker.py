@@ -14,18 +14,19 @@ from datetime import datetime
 from runner.engine import intake
 from runner.engine.executor import NotOurs
 from runner.engine.outbox import Outbox
+from runner.engine.replies import reply_to
 from runner.engine.run import Run
 from runner.engine.runs import Environment, Runs, Watch
 from runner.errors import EnvelopeError, StoreError, TransportError
 from runner.message import Delivery, identity
 from runner.plan import Plan, Program
-from runner.ports import Clock, Doorbell, Store, StoreReader, Transport
-from runner.records import SUSPECT_CRASHES, Change, DeadLetter, RunStarted, StoredRun
-from runner.times import parse_time
+from runner.ports import Clock, Doorbell, Mailbox, Store, StoreReader, Transport
+from runner.records import SUSPECT_CRASHES, Caller, Change, DeadLetter, ReplySent, RunStarted, StoredRun
+from runner.times import parse_time, rfc3339
 
 POLL_S = 1.0
 TAKE = 200
-NET_PREFETCH = 20
+OWN_PREFETCH = 100
 TIMER_S = 60.0
 PAUSE_S = 1.0
 
@@ -76,6 +77,7 @@ class Worker:
         store: Store,
         reader: StoreReader,
         doorbell: Doorbell,
+        mailbox: Mailbox,
         runs: Callable[[Callable[[], bool], Watch], Runs],
         environment: Environment,
         clock: Clock,
@@ -89,13 +91,15 @@ class Worker:
         self._store = store
         self._reader = reader
         self._doorbell = doorbell
+        self._mailbox = mailbox
         self._environment = environment
         self._clock = clock
         self._watch = watch
         self._on_suspects = on_suspects
         self._draining = False
         self._runs = runs(lambda: self._draining, self._committed)
-        self._outbox = Outbox(store, transport)
+        self._outbox = Outbox(store, transport, mailbox)
+        self._serves_commands = any(program.command is not None for program in programs)
         self._handlers = [program.name for program in programs] if only_these else None
         self._nameless: set[str] = set()
         self._lanes = {p.name: _Lane(p, asyncio.Semaphore(p.concurrency)) for p in programs}
@@ -107,9 +111,11 @@ class Worker:
     async def start(self) -> tuple[asyncio.Task[None], ...]:
         """Begin to consume; returns the tasks that go on until `drain`. Raises TransportError or StoreError."""
         for lane in self._lanes.values():
-            if lane.program.routes:
+            if lane.program.is_served:
                 self._cancels.append(await self._consume(lane))
-        self._cancels.append(await self._consume_net())
+        self._cancels.append(await self._consume_one_by_one(self._plan.net, self._move))
+        if self._plan.replies is not None:
+            self._cancels.append(await self._consume_one_by_one(self._plan.replies, self._pass_on))
         self._doorbell.on_ring(self._ring)
         if (await self._reader.backlog(handlers=self._handlers)).suspects:
             self._on_suspects()
@@ -117,7 +123,8 @@ class Worker:
 
     async def is_idle(self) -> bool:
         """Nothing is being done, and nothing waits to be done."""
-        queues = [lane.program.queue for lane in self._lanes.values() if lane.program.routes] + [self._plan.net]
+        queues = [lane.program.queue for lane in self._lanes.values() if lane.program.is_served]
+        queues += [self._plan.net] if self._plan.replies is None else [self._plan.net, self._plan.replies]
         try:
             if self._tasks or await self._transport.depth(queues):
                 return False
@@ -155,15 +162,36 @@ class Worker:
 
         return await self._transport.consume(lane.program.queue, lane.program.concurrency, deliver)
 
-    async def _consume_net(self) -> Callable[[], Awaitable[None]]:
-        """What the broker itself has dead-lettered belongs with our own dead letters."""
+    async def _consume_one_by_one(
+        self, queue: str, work: Callable[[Delivery], Coroutine[None, None, None]]
+    ) -> Callable[[], Awaitable[None]]:
+        return await self._transport.consume(queue, OWN_PREFETCH, lambda delivery: self._spawn(work(delivery)))
 
-        def deliver(delivery: Delivery) -> None:
-            self._spawn(self._move(delivery))
+    async def _pass_on(self, delivery: Delivery) -> None:
+        """A reply goes to the run that waits for it, wherever that is; one that comes late is kept with it."""
+        try:
+            answer = intake.read_answer(delivery)
+            known = await self._mailbox.answer(answer)
+        except EnvelopeError as fault:
+            await self._bury_or_give_back(delivery.queue, delivery, fault)
+        except StoreError as error:
+            await self._give_back(delivery, error)
+        else:
+            if not known:
+                unknown = EnvelopeError("unknown_reply", f"no run here sent a command {answer.command_id}")
+                await self._bury_or_give_back(delivery.queue, delivery, unknown)
+                return
+            self._due.set()
+            await self._settle(delivery)
 
-        return await self._transport.consume(self._plan.net, NET_PREFETCH, deliver)
+    async def _bury_or_give_back(self, handler: str, delivery: Delivery, fault: EnvelopeError) -> None:
+        try:
+            await self._bury(handler, delivery, fault)
+        except StoreError as error:
+            await self._give_back(delivery, error)
 
     async def _move(self, delivery: Delivery) -> None:
+        """What the broker itself has dead-lettered belongs with our own dead letters."""
         letter = intake.fallen_letter(self._plan, delivery, self._clock.now())
         try:
             await self._store.bury(letter)
@@ -205,14 +233,14 @@ class Worker:
             raise
         except Exception as error:
             _log.exception("internal error, please report it; the message is a dead letter")
-            await self._bury(program, delivery, EnvelopeError("internal", f"{type(error).__name__}: {error}"))
+            await self._refuse(program, delivery, EnvelopeError("internal", f"{type(error).__name__}: {error}"))
 
     async def _serve_one(self, program: Program, delivery: Delivery) -> None:
         now = self._clock.now()
         try:
             started = intake.read(self._plan, program, delivery, now, self._environment.env(program.env))
         except EnvelopeError as fault:
-            await self._bury(program, delivery, fault)
+            await self._refuse(program, delivery, fault)
             return
         if started is None:
             self.counts.passed_over += 1
@@ -220,8 +248,30 @@ class Worker:
         else:
             await self._begin_once(program, delivery, started)
 
-    async def _bury(self, program: Program, delivery: Delivery, fault: EnvelopeError) -> None:
-        letter = intake.dead_letter(program.name, delivery, fault, self._clock.now())
+    async def _refuse(self, program: Program, delivery: Delivery, fault: EnvelopeError) -> None:
+        """A command that cannot begin is answered at once; anything else is a dead letter."""
+        caller = intake.caller_of(program, delivery)
+        if caller is None:
+            await self._bury(program.name, delivery, fault)
+            return
+        _log.warning("%s: a command is refused, %s: %s", program.name, fault.reason, fault)
+        await self._reply(caller, ReplySent(at=rfc3339(self._clock.now()), error=intake.refusal(fault)))
+        await self._settle(delivery)
+
+    async def _reply(self, caller: Caller, reply: ReplySent) -> None:
+        """However long the broker is away: nobody else would answer."""
+        outgoing = reply_to(caller, reply, self._plan.project)
+        while outgoing is not None:
+            try:
+                await self._transport.publish([outgoing])
+            except TransportError as error:
+                _log.warning("%s; the reply waits", error)
+                await asyncio.sleep(PAUSE_S)
+            else:
+                return
+
+    async def _bury(self, handler: str, delivery: Delivery, fault: EnvelopeError) -> None:
+        letter = intake.dead_letter(handler, delivery, fault, self._clock.now())
         await self._store.bury(letter)
         self._say_dead(letter)
         await self._settle(delivery)
@@ -250,15 +300,28 @@ class Worker:
 
     async def _drop_duplicate(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
         """Another run has the message, or its key; the handler says what becomes of the latter."""
-        idempotency = program.idempotency
-        if idempotency is not None and idempotency.on_duplicate == "fail" and started.key is not None:
-            holder = await self._reader.holder(program.name, started.key, self._clock.now())
-            if holder not in (None, started.run_id):
-                text = f"run {holder} has the idempotency key {started.key}"
-                await self._bury(program, delivery, EnvelopeError("duplicate", text))
-                return
+        idempotency, key = program.idempotency, started.key
+        holder = None if key is None else await self._reader.holder(program.name, key, self._clock.now())
+        other = holder if holder not in (None, started.run_id) else None
+        if other is not None and idempotency is not None and idempotency.on_duplicate == "fail":
+            fault = EnvelopeError("duplicate", f"run {other} has the idempotency key {key}")
+            await self._refuse(program, delivery, fault)
+            return
         self.counts.duplicates += 1
+        if started.caller is not None and started.caller.reply_to is not None:
+            await self._mailbox.add_caller(other or started.run_id, started.caller)
+            self._due.set()
         await self._settle(delivery)
+
+    async def _serve_callers(self) -> None:
+        """Those who sent a command that had been sent before get the reply of the run that did it."""
+        for run_id, caller in await self._mailbox.served_callers(TAKE):
+            stored = await self._reader.run(run_id)
+            records = stored.records if stored is not None else ()
+            reply = next((r for r in reversed(records) if isinstance(r, ReplySent)), None)
+            if reply is not None:
+                await self._reply(caller, reply)
+            await self._mailbox.drop_caller(run_id, caller)
 
     def _mind_the_id(self, program: Program, delivery: Delivery) -> None:
         if program.name not in self._nameless and identity(delivery)[0] is None:
@@ -318,6 +381,8 @@ class Worker:
             try:
                 await self._runs.heed()
                 await self._take_some()
+                if self._serves_commands:
+                    await self._serve_callers()
             except StoreError as error:
                 _log.error("%s", error)
             except Exception:  # whatever it is, later runs must be taken up

@@ -11,16 +11,17 @@ from typing import TypedDict
 from runner.diagnostics import Diagnostic
 from runner.expressions import Expression, compile_value, parse_expression
 from runner.lang import schema
-from runner.lang.declare import FlowDecl, HandlerDecl, StepDecl, declare
+from runner.lang.declare import CommandDecl, FlowDecl, HandlerDecl, StepDecl, declare
 from runner.lang.load import Sources, load
 from runner.lang.payloads import Payloads
-from runner.lang.policies import duration_s, retry_policy, undo_policy
+from runner.lang.policies import duration_s, retry_policy, send_policy, undo_policy
 from runner.lang.project import Declarations, gather
 from runner.lang.rules import RULES
 from runner.plan import (
     Binding,
     Branch,
     Catch,
+    Command,
     Emit,
     Event,
     Exchange,
@@ -31,6 +32,7 @@ from runner.plan import (
     Queue,
     RetryPolicy,
     Route,
+    Send,
     Set,
     Signature,
     Step,
@@ -43,6 +45,7 @@ from runner.plan import (
 from runner.source import Document, MappingNode, Node, ScalarNode, Span, plain
 
 DEFAULT_TIMEOUT_S = 300.0
+DEFAULT_REPLY_S = 30.0
 DEFAULT_CONCURRENCY = 100
 DEFAULT_TTL_S = 7 * 86400.0
 
@@ -139,6 +142,8 @@ class _Compiler:
         return Plan(
             project=self.project,
             events={name: self._event(name) for name in self.declarations.events},
+            commands={command.name: self._command(command) for command in self.declarations.commands.values()},
+            replies=f"{self.project}.replies" if self.declarations.commands else None,
             programs=programs,
             topology=self._topology(),
             net=f"{self.project}.dlq",
@@ -160,18 +165,27 @@ class _Compiler:
     def _topology(self) -> Topology:
         p = self.project
         dead, net = f"{p}.dead", f"{p}.dlq"
-        queues = [
-            Queue(name=f"{p}.{name}", arguments={"x-queue-type": "quorum", "x-dead-letter-exchange": dead})
-            for name in self.declarations.handlers
-            if self._patterns(name)
-        ]
+        handlers = self.declarations.handlers
         bindings = {
             Binding(exchange=f"{p}.events", queue=f"{p}.{name}", pattern=pattern)
-            for name in self.declarations.handlers
+            for name in handlers
             for pattern in self._patterns(name)
         }
+        bindings |= {
+            Binding(exchange=f"{p}.commands", queue=f"{p}.{name}", pattern=command.name)
+            for name, handler in handlers.items()
+            for command in self.declarations.commands_of(handler)
+        }
+        served = {binding.queue for binding in bindings}
+        names = [f"{p}.{name}" for name in handlers if f"{p}.{name}" in served]
+        has_commands = bool(self.declarations.commands)
+        names += [f"{p}.replies"] if has_commands else []
+        queues = [
+            Queue(name=name, arguments={"x-queue-type": "quorum", "x-dead-letter-exchange": dead}) for name in names
+        ]
+        commands = (Exchange(name=f"{p}.commands", type="direct"),) if has_commands else ()
         return Topology(
-            exchanges=(Exchange(name=f"{p}.events", type="topic"), Exchange(name=dead, type="fanout")),
+            exchanges=(Exchange(name=f"{p}.events", type="topic"), *commands, Exchange(name=dead, type="fanout")),
             queues=(*queues, Queue(name=net, arguments={"x-queue-type": "quorum"})),
             bindings=(*sorted(bindings), Binding(exchange=dead, queue=net, pattern="#")),
         )
@@ -221,12 +235,29 @@ class _Compiler:
             keys=tuple(str(key.value) for key in event.keys),
         )
 
+    def _command(self, command: CommandDecl) -> Command:
+        timeout = duration_s(command.body.get("timeout"))
+        handler = next(
+            (h.full_name for h in self.declarations.handlers.values() if command in self.declarations.commands_of(h)),
+            None,
+        )
+        return Command(
+            name=command.name,
+            flow=command.flow,
+            check=self.declarations.payloads[command.name].check,
+            check_reply=self.declarations.replies[command.name].check,
+            handler=handler,
+            timeout_s=DEFAULT_REPLY_S if timeout is None else timeout,
+            effect=plain(command.body.get("effect")) is not False,
+        )
+
     # --- programs
 
     def _program(self, flow: FlowDecl, handler: HandlerDecl, routes: tuple[Route, ...]) -> Program:
         body = handler.body
         defaults = retry_policy(RetryPolicy(), body.get("retry"))
         concurrency = plain(body.get("concurrency"))
+        command = next((command.name for command in self.declarations.commands_of(handler)), None)
         return Program(
             name=handler.full_name,
             flow=flow.name,
@@ -238,6 +269,8 @@ class _Compiler:
             concurrency=concurrency if isinstance(concurrency, int) else DEFAULT_CONCURRENCY,
             plan_hash=self._hashes[flow.name],
             span=handler.node.span,
+            command=command,
+            reply=None if body.get("reply") is None else compile_value(plain(body.get("reply"))),
             idempotency=_idempotency(body.get("idempotency")),
             env=tuple(flow.env),
             secrets=tuple(flow.secrets),
@@ -251,6 +284,8 @@ class _Compiler:
         match step.action:
             case "use":
                 return _use(step, common, retry_policy(defaults, step.node.get("retry")))
+            case "command":
+                return self._send(step, common, send_policy(step.node.get("retry")))
             case "emit":
                 return _emit(step, common)
             case "set":
@@ -280,8 +315,23 @@ class _Compiler:
             ),
         )
 
-    def _undo(self, step: StepDecl, defaults: RetryPolicy) -> Use | Emit:
+    def _send(self, step: StepDecl, common: _Common, retry: RetryPolicy) -> Send:
+        timeout = duration_s(step.node.get("timeout"))
+        declared = self._command(self.declarations.commands[str(step.name)])
+        return Send(
+            **common,
+            command=declared.name,
+            data=compile_value(_inputs(step.inputs)),
+            timeout_s=declared.timeout_s if timeout is None else timeout,
+            retry=retry,
+            irreversible=_word(step, "irreversible") is True,
+            pivot=_word(step, "pivot") is True,
+        )
+
+    def _undo(self, step: StepDecl, defaults: RetryPolicy) -> Use | Send | Emit:
         common = self._common(step, defaults)
+        if step.action == "command":
+            return self._send(step, common, undo_policy(step.node.get("retry")))
         if step.action == "use":
             return _use(step, common, undo_policy(step.node.get("retry")))
         return _emit(step, common)

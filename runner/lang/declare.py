@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from runner.source import Document, MappingNode, Node, ScalarNode, SequenceNode, Span
 
-ACTIONS = ("use", "emit", "set", "switch", "fail", "stop")
+ACTIONS = ("use", "command", "emit", "set", "switch", "fail", "stop")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,19 @@ class EventDecl:
     subject: ScalarNode | None
     external: bool
     keys: tuple[ScalarNode, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandDecl:
+    """A command as declared."""
+
+    name: str
+    node: ScalarNode
+    flow: str
+    document: Document
+    body: MappingNode
+    handler: ScalarNode | None
+    external: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +74,7 @@ class StepDecl:
 
     @property
     def name(self) -> str | None:
-        """What the action names: a plugin, an event."""
+        """What the action names: a plugin, a command, an event."""
         return _text(self.target)
 
     def inner(self) -> Iterator[StepDecl]:
@@ -108,6 +121,7 @@ class FlowDecl:
     env: dict[str, Span] = field(default_factory=dict)
     secrets: dict[str, Span] = field(default_factory=dict)
     events: tuple[EventDecl, ...] = ()
+    commands: tuple[CommandDecl, ...] = ()
     routes: tuple[RouteDecl, ...] = ()
     handlers: tuple[HandlerDecl, ...] = ()
 
@@ -128,6 +142,7 @@ def declare(document: Document) -> FlowDecl | None:
         env=_names(uses, "env"),
         secrets=_names(uses, "secrets"),
         events=tuple(_events(root.get("events"), flow.value, document)),
+        commands=tuple(_commands(root.get("commands"), flow.value, document)),
         routes=tuple(_routes(root.get("routes"))),
         handlers=tuple(_handlers(root.get("handlers"), flow.value)),
     )
@@ -158,7 +173,6 @@ def _events(node: Node | None, flow: str, document: Document) -> Iterator[EventD
     for name, key, body in _mapping(node):
         if not isinstance(body, MappingNode):
             body = MappingNode(body.span, ())
-        external = body.get("external")
         yield EventDecl(
             name=name,
             node=key,
@@ -166,8 +180,23 @@ def _events(node: Node | None, flow: str, document: Document) -> Iterator[EventD
             document=document,
             schema=body.get("schema"),
             subject=_scalar(body.get("subject")),
-            external=isinstance(external, ScalarNode) and external.value is True,
+            external=_is_true(body.get("external")),
             keys=_texts(body.get("keys")),
+        )
+
+
+def _commands(node: Node | None, flow: str, document: Document) -> Iterator[CommandDecl]:
+    for name, key, body in _mapping(node):
+        if not isinstance(body, MappingNode):
+            body = MappingNode(body.span, ())
+        yield CommandDecl(
+            name=name,
+            node=key,
+            flow=flow,
+            document=document,
+            body=body,
+            handler=_scalar(body.get("handler")),
+            external=_is_true(body.get("external")),
         )
 
 
@@ -246,7 +275,7 @@ def _undo(node: Node | None, step_id: str) -> tuple[StepDecl, ...]:
         return ()
     items = node.items if isinstance(node, SequenceNode) else (node,)
     found = (_step(item, f"{step_id}.compensate.{n}") for n, item in enumerate(items, 1))
-    return tuple(step for step in found if step is not None and step.action in ("use", "emit"))
+    return tuple(step for step in found if step is not None and step.action in ("use", "command", "emit"))
 
 
 def _names(uses: Node | None, kind: str) -> dict[str, Span]:
@@ -257,6 +286,10 @@ def _names(uses: Node | None, kind: str) -> dict[str, Span]:
 def _mapping(node: Node | None) -> Iterator[tuple[str, ScalarNode, Node]]:
     if isinstance(node, MappingNode):
         yield from node.items()
+
+
+def _is_true(node: Node | None) -> bool:
+    return isinstance(node, ScalarNode) and node.value is True
 
 
 def _scalar(node: Node | None) -> ScalarNode | None:

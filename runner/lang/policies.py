@@ -41,6 +41,11 @@ def retry_policy(defaults: RetryPolicy, node: Node | None) -> RetryPolicy:
     return replace(defaults, **changes)
 
 
+def send_policy(node: Node | None) -> RetryPolicy:
+    """A command's policy: once, unless the step itself says how often."""
+    return RetryPolicy(max_attempts=1) if node is None else retry_policy(RetryPolicy(), node)
+
+
 def undo_policy(node: Node | None) -> RetryPolicy:
     """A compensation's policy: its own keys over ten attempts."""
     return retry_policy(UNDO, node)

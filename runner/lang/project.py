@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from runner.lang.declare import EventDecl, FlowDecl, HandlerDecl, StepDecl, all_steps
+from runner.lang.declare import CommandDecl, EventDecl, FlowDecl, HandlerDecl, StepDecl, all_steps
 from runner.lang.payloads import Payload, Payloads
 from runner.plan import Signature
 from runner.topics import topic_matches
@@ -24,8 +24,11 @@ class Declarations:
     signatures_complete: bool
     flows: tuple[FlowDecl, ...]
     events: Mapping[str, EventDecl]
+    commands: Mapping[str, CommandDecl]
     handlers: Mapping[str, HandlerDecl]
     payloads: Mapping[str, Payload]
+    """Of events and commands, by name."""
+    replies: Mapping[str, Payload]
     compiler: Payloads
     signatures: Mapping[str, Signature] | None
 
@@ -36,6 +39,16 @@ class Declarations:
     def target(self, flow: FlowDecl, name: str) -> HandlerDecl | None:
         """The handler that a route's `to` names."""
         return self.handlers.get(name if "." in name else f"{flow.name}.{name}")
+
+    def commands_of(self, handler: HandlerDecl) -> list[CommandDecl]:
+        """The commands that name this handler; at most one, in a project without faults."""
+        return [command for command in self.commands.values() if self._does(command, handler)]
+
+    def _does(self, command: CommandDecl, handler: HandlerDecl) -> bool:
+        if command.handler is None:
+            return False
+        name = str(command.handler.value)
+        return (name if "." in name else f"{command.flow}.{name}") == handler.full_name
 
     def steps(self) -> Iterator[tuple[FlowDecl, HandlerDecl, StepDecl]]:
         """Every step of every handler, compensations and `on_failure` included."""
@@ -56,21 +69,28 @@ def gather(
 ) -> Declarations:
     """Put the flows together; of two that declare one name, the first counts."""
     events: dict[str, EventDecl] = {}
+    commands: dict[str, CommandDecl] = {}
     handlers: dict[str, HandlerDecl] = {}
     for flow in flows:
         for event in flow.events:
             events.setdefault(event.name, event)
+        for command in flow.commands:
+            commands.setdefault(command.name, command)
         for handler in flow.handlers:
             handlers.setdefault(handler.full_name, handler)
     payloads = {name: compiler.compile(event.schema, event.document) for name, event in events.items()}
+    requests = {name: compiler.compile(c.body.get("schema"), c.document) for name, c in commands.items()}
+    replies = {name: compiler.compile(c.body.get("reply"), c.document) for name, c in commands.items()}
     return Declarations(
         project=project,
         complete=complete,
         signatures_complete=signatures_complete,
         flows=flows,
         events=events,
+        commands=commands,
         handlers=handlers,
-        payloads=payloads,
+        payloads={**requests, **payloads},
+        replies=replies,
         compiler=compiler,
         signatures=signatures,
     )

@@ -25,7 +25,9 @@ from runner.message import new_id
 from runner.plan import Topology
 from runner.records import (
     SUSPECT_CRASHES,
+    Answer,
     Backlog,
+    Caller,
     Change,
     DeadLetter,
     Intervention,
@@ -197,7 +199,7 @@ class PostgresStore:
         runs, suspects, outbox, refused, dead = row
         return Backlog(runs=runs, suspects=suspects, outbox=outbox, refused=refused, dead_letters=dead)
 
-    # --- RunControl and Doorbell
+    # --- RunControl, Mailbox and Doorbell
 
     @property
     def owner(self) -> str:
@@ -231,6 +233,33 @@ class PostgresStore:
         """See `RunControl.requests`."""
         found = await self._with(lambda c: c.fetch(_SQL["requests"], self._owner))
         return {row["id"]: rows.intervention(row["request"]) for row in found}
+
+    async def answer(self, answer: Answer) -> bool:
+        """See `Mailbox.answer`."""
+        values = (_storable(rows.text(answer)), _storable(answer.command_id))
+
+        async def give(connection: _Connection) -> bool:
+            async with connection.transaction():
+                run_id = await connection.fetchval(_SQL["answer"], *values)
+                if run_id is not None:
+                    await connection.execute(_SQL["wake"], run_id)
+            return run_id is not None
+
+        return await self._with(give)
+
+    async def add_caller(self, run_id: str, caller: Caller) -> None:
+        """See `Mailbox.add_caller`."""
+        values = (run_id, _storable(caller.correlation_id), _storable(rows.text(caller)))
+        await self._with(lambda c: c.execute(_SQL["add_caller"], *values))
+
+    async def served_callers(self, limit: int) -> Sequence[tuple[str, Caller]]:
+        """See `Mailbox.served_callers`."""
+        found = await self._with(lambda c: c.fetch(_SQL["served_callers"], limit))
+        return [(row["run_id"], rows.caller(row["caller"])) for row in found]
+
+    async def drop_caller(self, run_id: str, caller: Caller) -> None:
+        """See `Mailbox.drop_caller`."""
+        await self._with(lambda c: c.execute(_SQL["drop_caller"], run_id, _storable(caller.correlation_id)))
 
     async def forget_dead(self, owners: Collection[str]) -> None:
         """See `RunControl.forget_dead`."""
@@ -409,7 +438,13 @@ class PostgresStore:
         records = [values for c in changes for values in rows.record_values(c)]
         events = [rows.event_values(event) for c in changes for event in c.events]
         outgoing = [rows.outgoing_values(message) for c in changes for message in c.outgoing]
-        for name, values in (("add_records", records), ("add_events", events), ("add_outgoing", outgoing)):
+        commands = [(command, c.run_id) for c in changes for command in c.commands]
+        for name, values in (
+            ("add_records", records),
+            ("add_events", events),
+            ("add_commands", commands),
+            ("add_outgoing", outgoing),
+        ):
             if values:
                 await connection.execute(_SQL[name], *_columns(values))
 
@@ -494,11 +529,15 @@ async def _whole(connection: _Connection, ids: list[str]) -> list[StoredRun]:
     bodies: dict[str, list[str]] = {run_id: [] for run_id in ids}
     for row in await connection.fetch(_SQL["records"], ids):
         bodies[row["run_id"]].append(row["body"])
+    answers: dict[str, list[str]] = {}
+    for row in await connection.fetch(_SQL["answers"], ids):
+        answers.setdefault(row["run_id"], []).append(row["answer"])
     found = {row["id"]: row for row in await connection.fetch(_SQL["runs_whole"], ids)}
     runs = []
     for run_id in ids:
         try:
-            runs += [rows.stored_run(found[run_id], bodies[run_id])] if run_id in found else []
+            if run_id in found:
+                runs.append(rows.stored_run(found[run_id], bodies[run_id], answers.get(run_id, ())))
         except (msgspec.MsgspecError, ValueError) as error:
             _log.error("run %s cannot be read by this version, and is left alone: %s", run_id, error)
     return runs

@@ -19,17 +19,21 @@ FROM unnest($1::text[], $2::text[]) AS u (id, now) JOIN runs AS mine ON mine.id 
 WHERE runs.id <> u.id AND runs.handler = mine.handler AND runs.key = mine.key AND runs.key_until <= u.now
 
 -- name: begin_runs  a run that stands already, or whose key is held, is left out
-INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, owner)
-SELECT u.*, $13
+INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, caller,
+    owner)
+SELECT u.*, $14
 FROM unnest(
     $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::text[],
-    $10::text[], $11::text[], $12::integer[]
+    $10::text[], $11::text[], $12::integer[], $13::text[]
 ) AS u
 ON CONFLICT DO NOTHING
 RETURNING id
 
 -- name: set_states  only of runs that are still ours: a lease that ran out may have given them to another runner
-UPDATE runs SET state = u.state, due_at = u.due_at, finished_at = u.finished_at, error = u.error,
+UPDATE runs SET state = u.state,
+    due_at = CASE WHEN u.due_at IS NOT NULL AND runs.woken THEN '0001-01-01T00:00:00.000Z' ELSE u.due_at END,
+    woken = runs.woken AND u.due_at IS NULL,
+    finished_at = u.finished_at, error = u.error,
     crashes = CASE
         WHEN u.forgive = 1 THEN 0
         WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN crashes + u.suspect
@@ -61,6 +65,29 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text
     WITH ORDINALITY AS u (id, type, source, subject, time, correlation_id, causation_id, data, place)
 ORDER BY u.place
 
+-- name: add_commands
+INSERT INTO commands (id, run_id) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING
+
+-- name: answer  of several, the first counts
+UPDATE commands SET answer = coalesce(answer, $1) WHERE id = $2 RETURNING run_id
+
+-- name: wake
+UPDATE runs SET due_at = CASE WHEN owner IS NULL THEN '0001-01-01T00:00:00.000Z' END, woken = owner IS NOT NULL
+WHERE id = $1 AND finished_at IS NULL
+
+-- name: answers
+SELECT run_id, answer FROM commands WHERE run_id = ANY ($1::text[]) AND answer IS NOT NULL
+
+-- name: add_caller
+INSERT INTO callers (run_id, correlation_id, caller) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING
+
+-- name: served_callers
+SELECT callers.run_id, callers.caller FROM callers JOIN runs ON runs.id = callers.run_id
+WHERE runs.finished_at IS NOT NULL LIMIT $1
+
+-- name: drop_caller
+DELETE FROM callers WHERE run_id = $1 AND correlation_id = $2
+
 -- name: add_outgoing
 INSERT INTO outbox (exchange, routing_key, properties, body, mandatory)
 SELECT u.exchange, u.routing_key, u.properties, u.body, u.mandatory
@@ -77,7 +104,7 @@ SET received_at = excluded.received_at, letter = excluded.letter, body = exclude
 DELETE FROM runners WHERE lease_until < now()
 
 -- name: take_due
-UPDATE runs SET owner = $1, due_at = NULL
+UPDATE runs SET owner = $1, due_at = NULL, woken = false
 WHERE id IN (
     SELECT id FROM runs
     WHERE due_at IS NOT NULL AND due_at <= $2 AND owner IS NULL AND finished_at IS NULL
@@ -87,7 +114,7 @@ WHERE id IN (
 RETURNING id
 
 -- name: take_orphans  runs whose runner's lease has run out; that is counted before they run again
-UPDATE runs SET owner = $1, crashes = crashes + CASE WHEN crashes < $4 THEN 1 ELSE 0 END
+UPDATE runs SET owner = $1, woken = false, crashes = crashes + CASE WHEN crashes < $4 THEN 1 ELSE 0 END
 WHERE id IN (
     SELECT id FROM runs
     WHERE finished_at IS NULL AND owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners WHERE lease_until >= now())
@@ -130,7 +157,7 @@ FROM unnest($1::bigint[], $2::text[]) AS u (position, reason) WHERE outbox.posit
 
 -- name: runs_whole
 SELECT id, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes,
-    key, request
+    key, request, caller
 FROM runs WHERE id = ANY ($1::text[])
 
 -- name: run_ids_like

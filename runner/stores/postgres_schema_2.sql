@@ -1,4 +1,4 @@
--- The tables of the PostgreSQL store, version 2: idempotency keys, and what persons ask of runs.
+-- The tables of the PostgreSQL store, version 2: idempotency keys, what persons ask of runs, commands and answers.
 
 ALTER TABLE runs
     ADD COLUMN key text,
@@ -14,4 +14,23 @@ CREATE TABLE declared_objects (
     name text NOT NULL,
     body text NOT NULL,
     PRIMARY KEY (kind, name)
+);
+
+ALTER TABLE runs
+    ADD COLUMN caller text,  -- who waits for the reply, if a command began the run
+    ADD COLUMN woken boolean NOT NULL DEFAULT false;  -- an answer came while a runner had it
+
+CREATE TABLE commands (
+    id text PRIMARY KEY,
+    run_id text COLLATE "C" NOT NULL,
+    answer text
+);
+
+CREATE INDEX commands_of ON commands (run_id);
+
+CREATE TABLE callers (
+    run_id text COLLATE "C" NOT NULL,
+    correlation_id text NOT NULL,
+    caller text NOT NULL,
+    PRIMARY KEY (run_id, correlation_id)
 );

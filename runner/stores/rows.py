@@ -12,6 +12,8 @@ from runner.message import Meta, Outgoing, Properties
 from runner.plan import Binding, Exchange, Queue, Topology
 from runner.records import (
     HELD,
+    Answer,
+    Caller,
     Change,
     DeadLetter,
     Error,
@@ -34,6 +36,8 @@ _exchange = msgspec.json.Decoder(Exchange).decode
 _queue = msgspec.json.Decoder(Queue).decode
 _binding = msgspec.json.Decoder(Binding).decode
 _letter = msgspec.json.Decoder(DeadLetter).decode
+_answer = msgspec.json.Decoder(Answer).decode
+caller = msgspec.json.Decoder(Caller).decode
 intervention = msgspec.json.Decoder(Intervention).decode
 
 
@@ -53,7 +57,7 @@ def error_beginning(kind: str) -> str:
 
 
 def run_values(change: Change, started: RunStarted) -> tuple[Any, ...]:
-    """id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes."""
+    """id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, caller."""
     return (
         started.run_id,
         started.flow,
@@ -67,6 +71,7 @@ def run_values(change: Change, started: RunStarted) -> tuple[Any, ...]:
         started.key,
         None if started.key is None else HELD,
         int(change.suspect),
+        None if started.caller is None else text(started.caller),
     )
 
 
@@ -119,10 +124,10 @@ def outbox_row(row: Sequence[Any]) -> OutboxRow:
     return OutboxRow(position=position, outgoing=outgoing, reason=reason)
 
 
-def stored_run(row: Sequence[Any], bodies: Iterable[str]) -> StoredRun:
-    """Of the columns of `runs` that the query `run` names, and the run's records in order."""
+def stored_run(row: Sequence[Any], bodies: Iterable[str], answers: Iterable[str] = ()) -> StoredRun:
+    """Of the columns of `runs` that the query `run` names, the run's records in order, and its commands' answers."""
     ident, flow, handler, plan_hash, state, trigger, trace, data, started_at, *rest = row
-    finished_at, due_at, error, crashes, key, request = rest
+    finished_at, due_at, error, crashes, key, request, sender = rest
     return StoredRun(
         started=RunStarted(
             run_id=ident,
@@ -134,6 +139,7 @@ def stored_run(row: Sequence[Any], bodies: Iterable[str]) -> StoredRun:
             started_at=started_at,
             trace=_trace(trace),
             key=key,
+            caller=caller(sender) if sender else None,
         ),
         state=RunState(state),
         records=tuple(_record(body) for body in bodies),
@@ -142,6 +148,7 @@ def stored_run(row: Sequence[Any], bodies: Iterable[str]) -> StoredRun:
         finished_at=finished_at,
         error=_error(error) if error else None,
         request=intervention(request) if request else None,
+        answers=tuple(_answer(answer) for answer in answers),
     )
 
 

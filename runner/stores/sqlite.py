@@ -17,7 +17,9 @@ from runner.errors import NotFoundError, OwnershipError, StoreError
 from runner.plan import Topology
 from runner.records import (
     SUSPECT_CRASHES,
+    Answer,
     Backlog,
+    Caller,
     Change,
     DeadLetter,
     Intervention,
@@ -128,7 +130,7 @@ class SqliteStore:
         runs, suspects, outbox, refused, dead = counts
         return Backlog(runs=runs, suspects=suspects, outbox=outbox, refused=refused, dead_letters=dead)
 
-    # --- RunControl and Doorbell
+    # --- RunControl, Mailbox and Doorbell
 
     @property
     def owner(self) -> str:
@@ -153,6 +155,31 @@ class SqliteStore:
         """See `RunControl.requests`."""
         found = await self._file.read(lambda c: c.execute(_SQL["requests"], (self._owner,)).fetchall())
         return {run_id: rows.intervention(text) for run_id, text in found}
+
+    async def answer(self, answer: Answer) -> bool:
+        """See `Mailbox.answer`."""
+
+        def give(connection: sqlite3.Connection) -> bool:
+            row = connection.execute(_SQL["answer"], (rows.text(answer), answer.command_id)).fetchone()
+            if row is not None:
+                connection.execute(_SQL["wake"], row)
+            return row is not None
+
+        return await self._file.write(give)
+
+    async def add_caller(self, run_id: str, caller: Caller) -> None:
+        """See `Mailbox.add_caller`."""
+        values = (run_id, caller.correlation_id, rows.text(caller))
+        await self._file.write(lambda c: c.execute(_SQL["add_caller"], values))
+
+    async def served_callers(self, limit: int) -> Sequence[tuple[str, Caller]]:
+        """See `Mailbox.served_callers`."""
+        found = await self._file.read(lambda c: c.execute(_SQL["served_callers"], (limit,)).fetchall())
+        return [(run_id, rows.caller(text)) for run_id, text in found]
+
+    async def drop_caller(self, run_id: str, caller: Caller) -> None:
+        """See `Mailbox.drop_caller`."""
+        await self._file.write(lambda c: c.execute(_SQL["drop_caller"], (run_id, caller.correlation_id)))
 
     async def forget_dead(self, owners: Collection[str]) -> None:
         """See `RunControl.forget_dead`: the kernel has told already, by the lock that a process holds."""
@@ -271,6 +298,7 @@ def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
             raise OwnershipError.of(change.run_id)
     connection.executemany(_SQL["add_record"], rows.record_values(change))
     connection.executemany(_SQL["add_event"], [rows.event_values(event) for event in change.events])
+    connection.executemany(_SQL["add_command"], [(command, change.run_id) for command in change.commands])
     connection.executemany(_SQL["add_outgoing"], [rows.outgoing_values(message) for message in change.outgoing])
     return True
 
@@ -289,7 +317,8 @@ def _find(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
             raise NotFoundError(f'more than one run begins with "{run_id}"', hint="give more of its id")
         return _find(connection, near[0][0]) if near else None
     bodies = (body for (body,) in connection.execute(_SQL["records"], (row[0],)).fetchall())
-    return rows.stored_run(row, bodies)
+    answers = (answer for (answer,) in connection.execute(_SQL["answers"], (row[0],)).fetchall())
+    return rows.stored_run(row, bodies, answers)
 
 
 def _readable(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:

@@ -6,12 +6,16 @@ UPDATE runs SET key_until = NULL
 WHERE id <> ?1 AND key_until <= ?2 AND (handler, key) = (SELECT handler, key FROM runs WHERE id = ?1)
 
 -- name: begin_run  insert a run; an id that stands already, or a key that is held, changes nothing
-INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, owner)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, caller,
+    owner)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING
 
 -- name: set_state  what a commit says of its run; one that is put down in good order is forgiven its last suspicion
-UPDATE runs SET state = :state, due_at = :due_at, finished_at = :finished_at, error = :error, owner = :holder,
+UPDATE runs SET state = :state,
+    due_at = CASE WHEN :due_at IS NOT NULL AND woken THEN '0001-01-01T00:00:00.000Z' ELSE :due_at END,
+    woken = CASE WHEN :due_at IS NULL THEN woken ELSE 0 END,
+    finished_at = :finished_at, error = :error, owner = :holder,
     crashes = CASE
         WHEN :forgive THEN 0
         WHEN :holder IS NULL THEN min(crashes, :limit)
@@ -35,6 +39,29 @@ VALUES (
     ELSE (SELECT coalesce(max(version), 0) + 1 FROM events WHERE subject = ?4) END,
     ?5, ?6, ?7, ?8
 )
+
+-- name: add_command
+INSERT INTO commands (id, run_id) VALUES (?, ?) ON CONFLICT DO NOTHING
+
+-- name: answer  of several, the first counts
+UPDATE commands SET answer = coalesce(answer, ?1) WHERE id = ?2 RETURNING run_id
+
+-- name: wake
+UPDATE runs SET due_at = CASE WHEN owner IS NULL THEN '0001-01-01T00:00:00.000Z' END, woken = owner IS NOT NULL
+WHERE id = ? AND finished_at IS NULL
+
+-- name: answers
+SELECT answer FROM commands WHERE run_id = ? AND answer IS NOT NULL
+
+-- name: add_caller
+INSERT INTO callers (run_id, correlation_id, caller) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
+
+-- name: served_callers
+SELECT callers.run_id, callers.caller FROM callers JOIN runs ON runs.id = callers.run_id
+WHERE runs.finished_at IS NOT NULL LIMIT ?
+
+-- name: drop_caller
+DELETE FROM callers WHERE run_id = ? AND correlation_id = ?
 
 -- name: add_outgoing
 INSERT INTO outbox (exchange, routing_key, properties, body, mandatory) VALUES (?, ?, ?, ?, ?)
@@ -70,7 +97,7 @@ WHERE id = ?3 AND finished_at IS NULL
 SELECT id, request FROM runs WHERE request IS NOT NULL AND owner = ?
 
 -- name: own_run  a crash is counted before it runs again; a suspect's by who runs it
-UPDATE runs SET owner = ?1, due_at = NULL, crashes = crashes + (?2 AND crashes < ?4) WHERE id = ?3
+UPDATE runs SET owner = ?1, due_at = NULL, woken = 0, crashes = crashes + (?2 AND crashes < ?4) WHERE id = ?3
 
 -- name: put_down  the runs of who leaves are due at once; it is no crash
 UPDATE runs SET owner = NULL, due_at = started_at WHERE finished_at IS NULL AND owner = ?
@@ -96,7 +123,7 @@ UPDATE outbox SET owner = NULL, reason = ? WHERE position = ?
 
 -- name: run
 SELECT id, flow, handler, plan_hash, state, trigger, trace, data, started_at, finished_at, due_at, error, crashes,
-    key, request
+    key, request, caller
 FROM runs WHERE id = ?
 
 -- name: run_ids_like

@@ -1,4 +1,4 @@
--- The tables of the SQLite store, version 2: idempotency keys, and what persons ask of runs.
+-- The tables of the SQLite store, version 2: idempotency keys, what persons ask of runs, commands and their answers.
 
 ALTER TABLE runs ADD COLUMN key TEXT;
 
@@ -16,3 +16,22 @@ CREATE TABLE declared_objects (
     body TEXT NOT NULL,
     PRIMARY KEY (kind, name)
 );
+
+ALTER TABLE runs ADD COLUMN caller TEXT;
+
+ALTER TABLE runs ADD COLUMN woken INTEGER NOT NULL DEFAULT 0;
+
+CREATE TABLE commands (
+    id TEXT PRIMARY KEY,
+    run_id TEXT NOT NULL,
+    answer TEXT
+) WITHOUT ROWID;
+
+CREATE INDEX commands_of ON commands (run_id);
+
+CREATE TABLE callers (
+    run_id TEXT NOT NULL,
+    correlation_id TEXT NOT NULL,
+    caller TEXT NOT NULL,
+    PRIMARY KEY (run_id, correlation_id)
+) WITHOUT ROWID;

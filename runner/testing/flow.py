@@ -182,7 +182,7 @@ class FlowKit:
         return await self.finish(await self._hand().retry(stored, self.plan, from_step))
 
     def _hand(self, reason: str | None = None) -> Hand:
-        return Hand(self.store, by="tester@here", now=self.clock.now(), reason=reason)
+        return Hand(self.store, project="test", by="tester@here", now=self.clock.now(), reason=reason)
 
     async def look(self, run_id: str) -> KitRun:
         """The run as the store has it."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from types import TracebackType
 from typing import TypeVar
@@ -27,6 +27,7 @@ from runner.topics import topic_matches
 POLL_S = 0.02
 LOOK_FOR_DEAD_S = 1.0
 PAUSE_S = 1.0
+PRIVATE_PREFETCH = 10
 
 T = TypeVar("T")
 _Receipt = tuple[int, int]
@@ -133,6 +134,24 @@ class EmbeddedTransport:
                 self._consumers.remove(consumer)
 
         return cancel
+
+    @contextlib.asynccontextmanager
+    async def private_queue(self, name: str, deliver: Deliver) -> AsyncIterator[str]:
+        """See `ReplyQueues.private_queue`."""
+        await self._write(lambda c: c.execute("INSERT INTO broker_queues VALUES (?, '{}')", (name,)))
+        pending: set[asyncio.Task[None]] = set()
+
+        def taken(delivery: Delivery) -> None:
+            pending.add(asyncio.create_task(self.settle([delivery])))
+            deliver(delivery)
+
+        cancel = await self.consume(name, PRIVATE_PREFETCH, taken)
+        try:
+            yield name
+        finally:
+            await cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            await self._write(lambda c: c.execute("DELETE FROM broker_queues WHERE name = ?", (name,)))
 
     async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
         """See `Transport.settle`."""

@@ -15,7 +15,7 @@ import random
 import re
 import ssl
 import struct
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -401,6 +401,22 @@ class RabbitTransport:
                 await _cancel(consumer)
 
         return cancel
+
+    @contextlib.asynccontextmanager
+    async def private_queue(self, name: str, deliver: Deliver) -> AsyncIterator[str]:
+        """See `ReplyQueues.private_queue`: exclusive, so that it is gone with the connection at the latest."""
+        channel = await self._consuming.channel()
+
+        async def received(message: DeliveredMessage) -> None:
+            deliver(_delivery(name, channel, message, set()))
+
+        with _faults("no queue for replies"):
+            await channel.queue_declare(name, exclusive=True, auto_delete=True, timeout=CONNECT_TIMEOUT_S)
+            await channel.basic_consume(name, received, no_ack=True, timeout=CONNECT_TIMEOUT_S)
+        try:
+            yield name
+        finally:
+            await _close(channel)
 
     async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
         """See `Transport.settle`."""

@@ -173,8 +173,8 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "unknown top-level key": {"commands": {}},
-    "unknown handler key": {"handlers": {"h": {"steps": [], "reply": {}}}},
+    "unknown top-level key": {"schedules": {}},
+    "unknown handler key": {"handlers": {"h": {"steps": [], "partition_by": "subject"}}},
     "keyed concurrency": {"handlers": {"h": {"steps": [], "concurrency": {"limit": 1}}}},
     "no steps": {"handlers": {"h": {}}},
     "bad handler name": {"handlers": {"H": {"steps": []}}},

@@ -1,5 +1,5 @@
 """One check a file. A rule is a function from the declarations to diagnostics."""
 
-from runner.lang.rules import expressions, inputs, limits, names, references, saga
+from runner.lang.rules import commands, expressions, inputs, limits, names, references, saga
 
-RULES = (names.check, references.check, expressions.check, inputs.check, limits.check, saga.check)
+RULES = (names.check, references.check, commands.check, expressions.check, inputs.check, limits.check, saga.check)

@@ -41,16 +41,20 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
         for route in flow.routes:
             yield from _bare(route.when, _Place(flow, _ROUTE))
         for handler in flow.handlers:
-            yield from _handler(flow, handler)
+            yield from _handler(flow, handler, is_command=bool(project.commands_of(handler)))
 
 
-def _handler(flow: FlowDecl, handler: HandlerDecl) -> Iterator[Diagnostic]:
+def _handler(flow: FlowDecl, handler: HandlerDecl, *, is_command: bool) -> Iterator[Diagnostic]:
     idempotency = handler.body.get("idempotency")
+    seen = frozenset({"command" if is_command else "event"})
     if isinstance(idempotency, MappingNode) and isinstance(key := idempotency.get("key"), ScalarNode):
-        yield from _template(key, _Place(flow, _ROUTE))
+        yield from _template(key, _Place(flow, _ROUTE - {"event"} | seen))
     every = {step.id: step for step in all_steps(handler.steps + handler.on_failure)}
-    place = _Place(flow, _IN_STEPS, {}, set(), every)
+    place = _Place(flow, _IN_STEPS - {"event"} | seen, {}, set(), every)
     yield from _steps(handler.steps, place)
+    for node in scalars(handler.body.get("reply")):
+        yield from _template(node, place)
+        yield from _leaks_from(node, "a reply")
     # In on_failure every step of the handler may be read: it may have run, or not.
     yield from _steps(handler.on_failure, replace(place, names=place.names | {"error"}))
 
@@ -81,18 +85,17 @@ def _values(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
     for node in scalars(step.inputs):
         yield from _template(node, place)
         if step.action != "use" or step.name == "log":
-            yield from _leaks(step, node)
+            yield from _leaks_from(node, "a log line" if step.action == "use" else f"`{step.action}`")
 
 
-def _leaks(step: StepDecl, node: ScalarNode) -> Iterator[Diagnostic]:
-    """FR602: what a set, an event, an error or a log line holds is stored or shown in the clear."""
+def _leaks_from(node: ScalarNode, what: str) -> Iterator[Diagnostic]:
+    """FR602: what a set, an event, a command, an error or a log line holds is stored or shown in the clear."""
     try:
         reads = parse_template(str(node.value)).reads
     except ExpressionSyntaxError:
         return
     for read in reads:
         if read.path[0] == "secrets":
-            what = "a log line" if step.action == "use" else f"`{step.action}`"
             help = "give it to the plugin that needs it, in its own `with`"
             yield _at(read, 0, node, "FR602", f"a secret would be stored or shown by {what}", help)
 
@@ -155,6 +158,10 @@ def _step_read(read: Read, node: ScalarNode, place: _Place) -> Iterator[Diagnost
 
 
 def _why_not(root: str, place: _Place) -> str | None:
+    if root == "event" and "command" in place.names:
+        return "this handler does a command: write command"
+    if root == "command":
+        return "no command names this handler: write event"
     if root == "error":
         return "error is seen in catch, compensate and on_failure"
     if root == "output":

@@ -30,14 +30,22 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
             signature = project.signatures.get(name)
             if signature is not None:
                 yield from _use(step, signature)
-        elif step.action == "emit" and name in project.payloads:
-            yield from _emit(project, step, project.payloads[name])
+        elif step.action == "emit" and name in project.events:
+            place = project.events[name].node.span
+            yield from _payload(project, step, project.payloads[name], Related("the event is declared here", place))
+        elif step.action == "command" and name in project.commands:
+            place = project.commands[name].node.span
+            yield from _payload(project, step, project.payloads[name], Related("the command is declared here", place))
 
 
 def _one_template(step: StepDecl) -> Iterator[Diagnostic]:
     """A `with` that is no mapping is one template: any other text can never be an object."""
     node = step.inputs
-    if step.action not in ("use", "emit") or not isinstance(node, ScalarNode) or not isinstance(node.value, str):
+    if (
+        step.action not in ("use", "command", "emit")
+        or not isinstance(node, ScalarNode)
+        or not isinstance(node.value, str)
+    ):
         return  # of the wrong shape
     if not _is_one_template(node.value):
         summary = '"with" is a text, and must be a mapping'
@@ -69,28 +77,28 @@ def _use(step: StepDecl, signature: Signature) -> Iterator[Diagnostic]:
             yield Diagnostic(code="FR305", summary=summary, span=_place(step), help=help)
 
 
-def _emit(project: Declarations, step: StepDecl, payload: Payload) -> Iterator[Diagnostic]:
+def _payload(project: Declarations, step: StepDecl, payload: Payload, declared: Related) -> Iterator[Diagnostic]:
+    what = "event" if step.action == "emit" else "command"
     outline = payload.outline
     if payload.fits_anything() or _OPAQUE & set(outline):
         return
     properties: Mapping[str, Any] = outline.get("properties", {})
     given = _given(step)
-    declared = project.events[step.name or ""].node.span
-    related = (Related("the event is declared here", declared),)
+    related = (declared,)
     for name, (key, value) in given.items():
         if name in properties:
             check = project.compiler.fragment_check(payload, properties[name])
             fault = check(plain(value)) if _is_constant(value) else None
             if fault is not None:
-                summary = f'"{name}" does not fit the event: {fault.partition(": ")[2]}'
+                summary = f'"{name}" does not fit the {what}: {fault.partition(": ")[2]}'
                 yield Diagnostic(code="FR306", summary=summary, span=value.span, related=related)
         elif outline.get("additionalProperties") is False:
             help = did_you_mean(name, properties)
-            summary = f'event "{step.name}" has no field "{name}"'
+            summary = f'{what} "{step.name}" has no field "{name}"'
             yield Diagnostic(code="FR304", summary=summary, span=key.span, help=help, related=related)
     for name in outline.get("required", ()):
         if name not in given:
-            summary = f'event "{step.name}" needs the field "{name}"'
+            summary = f'{what} "{step.name}" needs the field "{name}"'
             help = _add_it(step, name)
             yield Diagnostic(code="FR305", summary=summary, span=_place(step), help=help, related=related)
 

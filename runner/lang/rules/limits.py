@@ -20,6 +20,8 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
             yield from _length(event.name, event.node, "the routing key")
             for key in event.keys:
                 yield from _length(key.text, key, "the routing key")
+        for command in flow.commands:
+            yield from _length(command.name, command.node, "the routing key")
         for route in flow.routes:
             for pattern in route.patterns:
                 yield from _length(pattern.text, pattern, "the binding's pattern")

@@ -1,4 +1,4 @@
-"""FR203: a name is declared once: flows, events, the steps of a handler."""
+"""FR203: a name is declared once: flows, events, commands, the steps of a handler."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from runner.source import Span
 
 def check(project: Declarations) -> Iterator[Diagnostic]:
     """Names that are declared a second time."""
-    yield from _twice("flow", ((flow.name, flow.node.span) for flow in project.flows))
-    yield from _twice("event", ((e.name, e.node.span) for flow in project.flows for e in flow.events))
+    yield from _twice(("flow", flow.name, flow.node.span) for flow in project.flows)
+    declared = [("event", e.name, e.node.span) for flow in project.flows for e in flow.events]
+    declared += [("command", c.name, c.node.span) for flow in project.flows for c in flow.commands]
+    yield from _twice(declared)
     for flow in project.flows:
         for handler in flow.handlers:
-            ids = (
-                (step.id, step.id_node.span)
+            yield from _twice(
+                ("step", step.id, step.id_node.span)
                 for step in all_steps(handler.steps + handler.on_failure)
                 if step.id_node is not None
             )
-            yield from _twice("step", ids)
 
 
-def _twice(kind: str, named: Iterable[tuple[str, Span]]) -> Iterator[Diagnostic]:
+def _twice(named: Iterable[tuple[str, str, Span]]) -> Iterator[Diagnostic]:
     first: dict[str, Span] = {}
-    for name, span in named:
+    for kind, name, span in named:
         if name in first:
             yield Diagnostic(
                 code="FR203",
