@@ -12,6 +12,7 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 MAX_GROUP = 1000
 BUSY_TIMEOUT_S = 10.0
+BUSY_POLL_S = 0.01
 
 
 class _Job(Generic[T]):
@@ -127,7 +129,7 @@ class SqliteFile:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             self._begin_session()
@@ -245,6 +247,20 @@ class SqliteFile:
             raise StoreError(f"the store {self.path} is closed")
         self._jobs.put(job)
         return await job.future
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """SQLite's own timeout does not cover this change, which another process may be making as well."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(BUSY_POLL_S)
+        else:
+            return
 
 
 def _is_locked(path: Path) -> bool:

@@ -125,11 +125,16 @@ def _programs(project: Project, flows: tuple[str, ...]) -> tuple[Program, ...]:
 
 
 def _run(main: Coroutine[None, None, int]) -> int:
+    """Not `asyncio.run`: that waits at its end for handlers which do not heed that they are cancelled, and this
+    process ends without asking them."""
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(main)
-    return int(uvloop.run(main))
+        loop = asyncio.new_event_loop()
+    else:
+        loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop.run_until_complete(main)
 
 
 async def _open(
