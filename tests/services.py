@@ -375,6 +375,7 @@ class RabbitServer:
                 }
             )
         )
+        self.ctl("await_startup")  # the port opens before the node takes commands
         self.ctl("import_definitions", str(definitions))
         return names
 

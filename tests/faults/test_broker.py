@@ -70,8 +70,8 @@ def cut(proxy: FaultProxy) -> None:
 def reset(proxy: FaultProxy) -> None:
     """Again and again: what has just come back goes, too."""
     for _ in range(5):
-        proxy.reset()
         time.sleep(size(1, 6))
+        proxy.reset()
 
 
 def slow(proxy: FaultProxy) -> None:
@@ -212,20 +212,21 @@ def cluster(rabbit_server: RabbitServer) -> Iterator[RabbitCluster]:
 def test_jobs_survive_the_loss_of_one_node_of_three(cluster: RabbitCluster, tmp_path: Path) -> None:
     """The node that flowrun is connected to is killed, and the one that it turns to hangs for a while."""
     urls = cluster.new_vhost()
-    first, second, _ = cluster.nodes
+    here, there, _ = cluster.nodes
     killed_s, frozen_s = [], []
     with Site(tmp_path, brokers=urls) as site:
         site.start()
         with site.load(JOBS_A_SECOND):
             site.probe(time.time())
             for _ in range(size(1, 5)):
-                first.flush()
-                first.kill()
+                here.flush()
+                here.kill()
                 killed_s.append(site.probe(time.time()))
-                first.start()
-                second.freeze()
+                here.start()
+                here, there = there, here
+                here.freeze()
                 time.sleep(size(10, 20))
-                second.thaw()
+                here.thaw()
                 frozen_s.append(site.probe(time.time()))
         verdict = site.settled()
     record_row("one node of three killed", len(killed_s), [verdict], killed_s)
