@@ -36,8 +36,8 @@ from runner.plan import BrokerFacts, Difference, Exchange, Queue, Topology
 from runner.ports import Deliver
 from runner.transports import unreadable
 
-HEARTBEAT_S = 9
-"""aiormq gives a dead link up after three of them and three seconds: 30 s."""
+HEARTBEAT_S = 8
+"""aiormq gives a dead link up after three of them and three seconds, and looks now and then: within about 31 s."""
 CONNECT_TIMEOUT_S = 5.0
 PUBLISH_TIMEOUT_S = 10.0
 BLOCKED_TIMEOUT_S = 1.0
@@ -45,7 +45,7 @@ MAX_ARGUMENTS = 30
 UNSEEN = "it is there; how it was made, the broker tells only a user with the configure right"
 SUPERVISE_S = 1.0
 COUNT_CONSUMERS_EVERY = 5
-MAX_BACKOFF_S = 10.0
+MAX_BACKOFF_S = 5.0
 
 Change = Literal["none", "additive", "needs drain", "destructive", "unknown"]
 
@@ -55,6 +55,7 @@ for _name in ("aio_pika", "aiormq"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 unreadable.install()
 
+_NACKED = "the broker did not take it"
 _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<arg>[^']+)' for (?P<what>\w+) '(?P<name>[^']+)'.*?: "
     r"received (?P<plan>.+?)(?: of type '\w+')? but current is (?P<live>.+?)(?: of type '\w+')?$"
@@ -112,6 +113,8 @@ class _Link:
         async with self.lock:
             if self.connection is not None and _is_open(self.connection):
                 return self.connection
+            if self.connection is not None:
+                await _discard(self.connection)
             fault: TransportError | None = None
             for url in self.urls:
                 try:
@@ -124,11 +127,14 @@ class _Link:
 
     async def _connect(self, url: URL) -> AbstractConnection:
         full = url.update_query(heartbeat=HEARTBEAT_S, name=self.name)
+        connection = aio_pika.Connection(full)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                return await aio_pika.connect(full)
+                await connection.connect()
         except (amqp.AMQPError, OSError, TimeoutError, RuntimeError) as error:
+            await _discard(connection)
             raise _connect_fault(url, error) from error
+        return connection
 
     async def unblocked(self) -> None:
         """Return unless the broker takes no messages for now (`connection.blocked`): what is sent all the same would
@@ -355,6 +361,25 @@ class RabbitTransport:
         return results
 
     async def _publish_batch(self, batch: Sequence[Outgoing]) -> list[str | None]:
+        """A channel that has met a quorum queue between two leaders may be nacked for ever (3.10.8), so what is nacked
+        is offered once more, on a channel of its own."""
+        results = await self._publish_once(batch)
+        nacked = [place for place, result in enumerate(results) if result is not None and result.startswith(_NACKED)]
+        if nacked:
+            await self._drop_publisher()
+            again = await self._publish_once([batch[place] for place in nacked])
+            for place, result in zip(nacked, again, strict=True):
+                results[place] = result
+            if any(result is not None and result.startswith(_NACKED) for result in again):
+                await self._drop_publisher()
+        return results
+
+    async def _drop_publisher(self) -> None:
+        channel, self._publisher = self._publisher, None
+        if channel is not None:
+            await _close(channel)
+
+    async def _publish_once(self, batch: Sequence[Outgoing]) -> list[str | None]:
         channel = await self._publisher_channel()
         answers = await asyncio.gather(*(_publish(channel, message) for message in batch), return_exceptions=True)
         results: list[str | None] = []
@@ -539,6 +564,12 @@ def _is_open(connection: AbstractConnection) -> bool:
     return not connection.is_closed and transport is not None and not transport.connection.is_closed
 
 
+async def _discard(connection: AbstractConnection) -> None:
+    """Close what is broken or never opened: aio-pika would do so when it is collected, maybe after the loop's end."""
+    with contextlib.suppress(*_LOST, amqp.AMQPError, RuntimeError):
+        await connection.close()
+
+
 def _is_consuming(consumer: _Consumer) -> bool:
     channel = consumer.channel
     return channel is not None and not channel.is_closed and consumer.tag in channel.consumers  # type: ignore[attr-defined]
@@ -582,7 +613,7 @@ async def _publish(channel: AbstractChannel, message: Outgoing) -> str | None:
         except amqp.PublishError:
             return f'unroutable: no queue takes "{message.routing_key}"'
         except amqp.DeliveryError as error:
-            return f"the broker refused it: {error}"
+            return f"{_NACKED}: {error}"
         except amqp.ChannelClosed as error:
             raise _ChannelLost(_reason(error)) from error
         except amqp.ChannelInvalidStateError as error:
