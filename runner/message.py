@@ -161,7 +161,7 @@ def event_message(
         routing_key=meta.type,
         body=data,
         # An id of another program's may be longer than a property; the header has it whole.
-        properties=_properties(meta, project, trace, correlation_id=_short(meta.correlation_id)),
+        properties=_properties(meta, project, trace, correlation_id=short(meta.correlation_id)),
         mandatory=mandatory,
     )
 
@@ -231,7 +231,8 @@ def _properties(meta: Meta, project: str, trace: Mapping[str, str] | None, *, co
     )
 
 
-def _short(text: str) -> str | None:
+def short(text: str) -> str | None:
+    """The text, if an AMQP property can carry it."""
     return text if len(text.encode()) <= MAX_SHORT_BYTES else None
 
 

@@ -26,6 +26,7 @@ from runner.message import (
     identity,
     new_id,
     read_message,
+    short,
 )
 from runner.plan import Command, Event, Plan, Program
 from runner.records import Answer, Caller, DeadLetter, Error, RunStarted
@@ -189,7 +190,7 @@ def second_chance(letter: DeadLetter, project: str) -> Outgoing:
         routing_key=f"{project}.{letter.handler}",
         body=letter.body,
         properties=Properties(
-            message_id=letter.message_id or letter.id,
+            message_id=short(letter.message_id or letter.id),  # a longer one stands in a header
             type=letter.type,
             app_id=letter.app_id,
             content_type=letter.content_type,

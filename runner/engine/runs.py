@@ -126,7 +126,10 @@ class Runs:
         """Leave a run to whoever takes it after a while."""
         due_at = rfc3339(self._clock.now() + timedelta(seconds=delay_s))
         change = Change(run_id=stored.started.run_id, state=stored.state, due_at=due_at, error=stored.error)
-        await self.commit(change)
+        try:
+            await self.commit(change)
+        except OwnershipError as error:
+            _log.debug("%s", error)  # somebody else has it by now
 
     async def heed(self) -> None:
         """Pass on what persons ask of the runs that are going on here. Raises StoreError."""

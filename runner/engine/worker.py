@@ -97,6 +97,7 @@ class Worker:
         self._watch = watch
         self._on_suspects = on_suspects
         self._draining = False
+        self._trouble = ""
         self._runs = runs(lambda: self._draining, self._committed)
         self._outbox = Outbox(store, transport, mailbox)
         self._serves_commands = any(program.command is not None for program in programs)
@@ -165,39 +166,27 @@ class Worker:
     async def _consume_one_by_one(
         self, queue: str, work: Callable[[Delivery], Coroutine[None, None, None]]
     ) -> Callable[[], Awaitable[None]]:
-        return await self._transport.consume(queue, OWN_PREFETCH, lambda delivery: self._spawn(work(delivery)))
+        def deliver(delivery: Delivery) -> None:
+            self._spawn(self._in_hand(delivery, lambda: work(delivery)))
+
+        return await self._transport.consume(queue, OWN_PREFETCH, deliver)
 
     async def _pass_on(self, delivery: Delivery) -> None:
         """A reply goes to the run that waits for it, wherever that is; one that comes late is kept with it."""
         try:
             answer = intake.read_answer(delivery)
-            known = await self._mailbox.answer(answer)
+            if not await self._mailbox.answer(answer):
+                raise EnvelopeError("unknown_reply", f"no run here sent a command {answer.command_id}")
         except EnvelopeError as fault:
-            await self._bury_or_give_back(delivery.queue, delivery, fault)
-        except StoreError as error:
-            await self._give_back(delivery, error)
+            await self._bury(delivery.queue, delivery, fault)
         else:
-            if not known:
-                unknown = EnvelopeError("unknown_reply", f"no run here sent a command {answer.command_id}")
-                await self._bury_or_give_back(delivery.queue, delivery, unknown)
-                return
             self._due.set()
             await self._settle(delivery)
-
-    async def _bury_or_give_back(self, handler: str, delivery: Delivery, fault: EnvelopeError) -> None:
-        try:
-            await self._bury(handler, delivery, fault)
-        except StoreError as error:
-            await self._give_back(delivery, error)
 
     async def _move(self, delivery: Delivery) -> None:
         """What the broker itself has dead-lettered belongs with our own dead letters."""
         letter = intake.fallen_letter(self._plan, delivery, self._clock.now())
-        try:
-            await self._store.bury(letter)
-        except StoreError as error:
-            await self._give_back(delivery, error)
-            return
+        await self._store.bury(letter)
         self._say_dead(letter)
         await self._settle(delivery)
 
@@ -213,17 +202,22 @@ class Worker:
 
     async def _serve(self, lane: _Lane, delivery: Delivery) -> None:
         async with lane.slots:
-            if self._draining:
-                await self._settle(delivery, accept=False)
-                return
-            try:
-                await self._serve_or_bury(lane.program, delivery)
-            except StoreError as error:
-                await self._give_back(delivery, error)
+            await self._in_hand(delivery, lambda: self._serve_or_bury(lane.program, delivery))
 
-    async def _give_back(self, delivery: Delivery, error: StoreError) -> None:
-        _log.error("%s; the message goes back to its queue", error)
-        await asyncio.sleep(PAUSE_S)
+    async def _in_hand(self, delivery: Delivery, work: Callable[[], Awaitable[None]]) -> None:
+        """While the store is away a message stays in hand: given back, it would come again at once. So consuming
+        pauses. The same trouble is said once, not for each message."""
+        while not self._draining:
+            try:
+                await work()
+            except StoreError as error:
+                if str(error) != self._trouble:
+                    self._trouble = str(error)
+                    _log.error("%s; messages wait for it", error)
+                await asyncio.sleep(PAUSE_S)
+            else:
+                self._trouble = ""
+                return
         await self._settle(delivery, accept=False)
 
     async def _serve_or_bury(self, program: Program, delivery: Delivery) -> None:

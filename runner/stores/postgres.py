@@ -51,7 +51,13 @@ _log = logging.getLogger("flowrun.postgres")
 T = TypeVar("T")
 _Waiting = tuple[Change, "asyncio.Future[bool]"]
 _OF_ONE_CHANGE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
-_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
+_FAULTS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what a connection says that was lost under a query
+    OSError,
+    asyncio.TimeoutError,
+)
 
 
 class PostgresStore:
@@ -64,6 +70,10 @@ class PostgresStore:
         self._owner = new_id()
         self._session = {"search_path": f'"{schema}"', "application_name": "flowrun"}
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._held: set[str] = set()
+        """The runs in our hands."""
+        self._lost_track = False
+        """We may own runs that we know nothing of."""
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -76,6 +86,7 @@ class PostgresStore:
                     min_size=1,
                     max_size=4,
                     server_settings=self._session,
+                    reset=_leave_as_it_is,
                 )
         except (*_FAULTS, ValueError) as error:
             raise _connect_fault(self._url, error) from error
@@ -106,9 +117,14 @@ class PostgresStore:
     async def commit(self, change: Change) -> bool:
         """See `Store.commit`."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        is_new = change.run_id not in self._held
+        self._held.add(change.run_id)
         self._waiting.append((change, future))
         self._wake.set()
-        return await future
+        applied = await future
+        if change.due_at is not None or change.finished_at is not None or (is_new and not applied):
+            self._held.discard(change.run_id)
+        return applied
 
     async def bury(self, letter: DeadLetter) -> None:
         """See `Store.bury`."""
@@ -122,14 +138,25 @@ class PostgresStore:
 
         async def take(connection: _Connection) -> list[StoredRun]:
             async with connection.transaction():
+                # Ours first: after an outage longer than the lease, what we run would look like a dead runner's to us.
+                await connection.execute(_SQL["take_lease"], self._owner, self._lease_s)
                 await connection.execute(_SQL["forget_dead_runners"])
+                if self._lost_track:
+                    await connection.execute(_SQL["put_back"], self._owner, rfc3339(now), list(self._held))
                 which = (wanted, SUSPECT_CRASHES, suspects)
                 taken = await connection.fetch(_SQL["take_due"], self._owner, rfc3339(now), limit, *which)
                 if left := limit - len(taken):
                     taken += await connection.fetch(_SQL["take_orphans"], self._owner, left, *which)
                 return await _whole(connection, [row["id"] for row in taken])
 
-        return await self._with(take)
+        try:
+            taken = await self._with(take)
+        except StoreError:
+            self._lost_track = True  # it may have been done, and its answer lost
+            raise
+        self._lost_track = False
+        self._held.update(run.started.run_id for run in taken)
+        return taken
 
     async def outbox(self, limit: int, *, refused: bool = False) -> Sequence[OutboxRow]:
         """See `Store.outbox`."""
@@ -363,7 +390,11 @@ class PostgresStore:
             self._wake.clear()
             while self._waiting:
                 group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
-                await self._commit_group(group)
+                try:
+                    await self._commit_group(group)
+                except Exception as error:  # whatever it is, later commits must be written
+                    _log.exception("internal error, please report it")
+                    _fail(group, StoreError(f"the store failed: {error or type(error).__name__}"))
 
     async def _commit_group(self, group: list[_Waiting]) -> None:
         """As one transaction; if that fails by one change's fault, each alone, so that it harms only itself."""
@@ -376,9 +407,7 @@ class PostgresStore:
                 for waiting in group:
                     await self._commit_group([waiting])
                 return
-            for _, future in group:
-                if not future.done():
-                    future.set_exception(StoreError(error.message, hint=error.hint))
+            _fail(group, error)
             return
         for (_, future), outcome in zip(group, outcomes, strict=True):
             if future.done():
@@ -455,7 +484,7 @@ class PostgresStore:
             await asyncio.sleep(min(HEARTBEAT_S, self._lease_s / 3))
             try:
                 await self._beat()
-            except StoreError as error:
+            except Exception as error:  # whatever it is, the lease must be renewed next time
                 _log.warning("the lease could not be renewed: %s", error)
 
     async def _beat(self) -> None:
@@ -502,7 +531,17 @@ class PostgresStore:
             raise StoreError(f"the store said: {error or type(error).__name__}") from error
 
 
+async def _leave_as_it_is(connection: object) -> None:
+    """A connection that goes back to the pool needs no reset: nothing here changes its session's state."""
+
+
 _Connection = Any  # asyncpg's pool hands out proxies that its stubs type apart from connections
+
+
+def _fail(group: Sequence[_Waiting], error: StoreError) -> None:
+    for _, future in group:
+        if not future.done():
+            future.set_exception(StoreError(error.message, hint=error.hint))
 
 
 def _changes_state(change: Change) -> bool:

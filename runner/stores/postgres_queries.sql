@@ -103,6 +103,9 @@ SET received_at = excluded.received_at, letter = excluded.letter, body = exclude
 -- name: forget_dead_runners
 DELETE FROM runners WHERE lease_until < now()
 
+-- name: put_back  what is ours and not in our hands: the answer in which we got it was lost
+UPDATE runs SET owner = NULL, due_at = $2 WHERE owner = $1 AND finished_at IS NULL AND id <> ALL ($3::text[])
+
 -- name: take_due
 UPDATE runs SET owner = $1, due_at = NULL, woken = false
 WHERE id IN (
@@ -140,10 +143,11 @@ DELETE FROM runners WHERE id = ANY ($1::text[])
 -- name: free_outbox
 UPDATE outbox SET owner = NULL WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners WHERE lease_until >= now())
 
--- name: take_outbox  by status, never by "position > last": positions are committed out of order
+-- name: take_outbox  by status, never by "position > last": positions are committed out of order. Also what is ours:
+-- one task of a process sends, so that the answer in which it got those was lost
 UPDATE outbox SET owner = $1
 WHERE position IN (
-    SELECT position FROM outbox WHERE owner IS NULL AND (reason IS NULL OR $2)
+    SELECT position FROM outbox WHERE (owner IS NULL OR owner = $1) AND (reason IS NULL OR $2)
     ORDER BY position LIMIT $3 FOR UPDATE SKIP LOCKED
 )
 RETURNING position, exchange, routing_key, properties, body, mandatory, reason

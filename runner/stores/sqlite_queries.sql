@@ -108,10 +108,11 @@ SELECT DISTINCT owner FROM outbox WHERE owner IS NOT NULL
 -- name: free_outbox
 UPDATE outbox SET owner = NULL WHERE owner = ?
 
--- name: take_outbox
+-- name: take_outbox  also what is ours: one task of a process sends, so that it has forgotten those
 UPDATE outbox SET owner = ?1
 WHERE position IN (
-    SELECT position FROM outbox WHERE owner IS NULL AND (reason IS NULL OR ?2) ORDER BY position LIMIT ?3
+    SELECT position FROM outbox WHERE (owner IS NULL OR owner = ?1) AND (reason IS NULL OR ?2)
+    ORDER BY position LIMIT ?3
 )
 RETURNING position, exchange, routing_key, properties, body, mandatory, reason
 
