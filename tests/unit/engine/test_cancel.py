@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 from acting import Gate, Service, undoable
+from bench import Bench
 
+from runner.engine import worker as worker_module
+from runner.engine.control import Hand
 from runner.engine.run import run_id
 from runner.errors import OwnershipError, RefusedError, RetryableError, TerminalError
 from runner.ports import Store
 from runner.records import Change, Intervention, RunState, StepState
-from runner.testing import FlowKit, KitRun
+from runner.testing import FakeClock, FlowKit, KitRun
 from runner.times import rfc3339
 
 RUN = run_id("f.h", "/amqp", "m-1")
@@ -336,3 +339,37 @@ async def test_kill_ends_what_has_passed_its_pivot() -> None:
     async with service.kit(f"steps: [{undoable('p', 'pivot: true')}, {undoable('b')}]") as kit:
         await kit.send("go", {}, ident="m-1")
         assert (await kit.kill(RUN)).state is RunState.CANCELLED
+
+
+HANGING = """
+flow: f
+events: {e: {external: true}}
+routes: [{on: e, to: h}]
+handlers:
+  h:
+    concurrency: 1
+    steps: [{use: act, with: {what: a}}, {use: act, with: {what: "{{ event.what }}"}}]
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="a kill is not told to who runs it: the attempt keeps its place until it ends")
+async def test_a_killed_run_sets_its_place_free_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "POLL_S", 0.01)
+    gate, served = Gate(), Gate()
+    service = Service({"hang": [gate], "fine": [served]})
+    bench = Bench(HANGING, service.handlers())
+    async with bench.working() as worker:
+        await bench.send("m-1", payload={"what": "hang"})
+        await gate.entered.wait()
+        [summary] = await bench.store.runs(limit=10)
+        hanging = await bench.store.run(summary.id)
+        assert hanging is not None
+        await Hand(bench.store, by="ada@here", now=FakeClock().now()).kill(hanging)
+        await bench.send("m-2", payload={"what": "fine"})
+        try:
+            async with asyncio.timeout(1):
+                await served.entered.wait()
+        finally:
+            gate.opened.set()
+            served.opened.set()
+            await bench.until_idle(worker)

@@ -422,3 +422,13 @@ async def test_only_a_failed_run_goes_on_from_a_step(end: RunState) -> None:
         with pytest.raises(RefusedError, match=f"is {end}: only a failed run goes on from a step"):
             await kit.retry(RUN, "a")
         assert interventions(await kit.look(RUN)) == []
+
+
+@pytest.mark.xfail(strict=True, reason="it begins a third run, and does everything a second time")
+async def test_what_has_begun_anew_and_got_through_does_not_begin_anew_once_more() -> None:
+    service = Service({"b": [TerminalError("1"), {}]})
+    async with service.kit(f"steps: [{undoable('a')}, {act('b')}]") as kit:
+        await kit.send("go", {}, ident="m-1")
+        assert (await kit.retry(RUN)).state is RunState.COMPLETED
+        with pytest.raises(RefusedError):
+            await kit.retry(RUN)
