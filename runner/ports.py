@@ -125,8 +125,8 @@ class Store(AbstractAsyncContextManager["Store"], Protocol):
         ...
 
     async def outbox(self, limit: int, *, refused: bool = False) -> Sequence[OutboxRow]:
-        """Messages not yet confirmed, oldest first, that no living runner is sending; with `refused`, also
-        those that the broker would not take."""
+        """Messages not yet confirmed, oldest first, that no other living runner is sending; with `refused`, also
+        those that the broker would not take. They come again until `sent` has noted them."""
         ...
 
     async def sent(self, results: Mapping[int, str | None]) -> None:
@@ -178,6 +178,11 @@ class RunControl(Protocol):
 
     async def requests(self) -> Mapping[str, Intervention]:
         """What is asked of the runs that this store owns, by run id."""
+        ...
+
+    async def lost(self, run_ids: Collection[str]) -> Collection[str]:
+        """Which of these runs, once this store's, are not any more: a person has ended them, or another runner has
+        taken them over."""
         ...
 
     async def forget_dead(self, owners: Collection[str]) -> None:

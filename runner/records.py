@@ -272,7 +272,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     `first` is the number of the first of `records` within the run. `due_at` parks the run until then,
     `finished_at` ends it; its key is then held until `key_until`, or free. With `due_at`, `key_until` takes the key
     back, which may be another's until then, but no longer. `suspect` counts a crash beforehand;
-    the change that next parks or ends the run, alive, takes it back, and `forgive` takes back all.
+    the change that next parks or ends the run, alive, takes that back: a suspect stays one, any other run is
+    forgiven. `forgive` takes back all.
     """
 
     run_id: str

@@ -17,7 +17,7 @@ import msgspec
 from runner.app import standing_store
 from runner.cli import options, output, show_error, story
 from runner.cli.compiled import compiled
-from runner.engine.control import Hand, may_cancel, may_kill, may_retry
+from runner.engine.control import Hand, began_anew_as, may_cancel, may_kill, may_retry
 from runner.errors import NotFoundError, RefusedError
 from runner.ports import AnyStore
 from runner.records import (
@@ -150,7 +150,8 @@ class _Choice:
         for run_id, run in zip(ids, runs, strict=True):
             if run is None:
                 raise NotFoundError(f'there is no run "{run_id}"', hint="flowrun runs list shows them")
-        return [run for run in runs if run is not None]
+        there = [run for run in runs if run is not None]
+        return there if self.run_ids else [run for run in there if began_anew_as(run) is None]
 
 
 _FAILED = (RunState.FAILED, RunState.COMPENSATION_FAILED)

@@ -102,14 +102,14 @@ class Hand:
         if program is None:
             raise RefusedError(f"run {started.run_id}: there is no handler {started.handler} any more")
         await self._mind_the_key(run)
-        tries = sum(isinstance(r, Intervention) and r.anew is not None for r in run.records)
-        anew = str(uuid.uuid5(_AGAIN, f"{started.run_id}\0{tries}"))
+        anew = str(uuid.uuid5(_AGAIN, started.run_id))
         again: RunStarted = msgspec.structs.replace(
             started, run_id=anew, plan_hash=program.plan_hash, started_at=self._at
         )
         note = self._intervention("retry", run, anew=anew)
-        # If the run stands already, an earlier retry got so far and no further.
-        await self._store.commit(Change(run_id=anew, state=RunState.RUNNING, started=again, due_at=self._at))
+        begun = await self._store.commit(Change(run_id=anew, state=RunState.RUNNING, started=again, due_at=self._at))
+        if not begun and not await self._store.known(anew):  # else an earlier retry got so far and no further
+            raise RefusedError(f"run {started.run_id}: another run has taken its idempotency key meanwhile")
         seized = await self._seized(run)
         await self._commit(seized, run.state, note, finished_at=run.finished_at, error=run.error)
         return anew
@@ -185,6 +185,8 @@ def may_retry(run: StoredRun, from_step: str | None) -> None:
         raise RefusedError(f"{name} is {run.state}: it goes on by itself")
     if run.state is RunState.COMPLETED:
         raise RefusedError(f"{name} is completed: there is nothing to retry")
+    if (anew := began_anew_as(run)) is not None:
+        raise RefusedError(f"{name} began anew as {anew}", hint=f"flowrun runs show {anew}; retry that one")
     if from_step is None:
         return
     if run.state is not RunState.FAILED:
@@ -192,6 +194,11 @@ def may_retry(run: StoredRun, from_step: str | None) -> None:
     ran = own_steps(run)
     if from_step not in ran:
         raise RefusedError(f'{name} never came to a step "{from_step}"', hint=f"it ran: {', '.join(ran)}")
+
+
+def began_anew_as(run: StoredRun) -> str | None:
+    """The run that a retry of this one has begun."""
+    return next((r.anew for r in run.records if isinstance(r, Intervention) and r.anew is not None), None)
 
 
 def own_steps(run: StoredRun) -> list[str]:

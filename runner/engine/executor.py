@@ -16,7 +16,7 @@ from runner.engine.compensation import is_completed, undo_plan
 from runner.engine.replies import reply_to
 from runner.engine.retry import Random, delay_before_next, matches
 from runner.engine.run import Run
-from runner.errors import ExpressionError
+from runner.errors import ExpressionError, OwnershipError
 from runner.expressions import Scope, holds
 from runner.handler import Context
 from runner.message import decode_json, encode_json
@@ -123,6 +123,8 @@ class Executor:
     async def _end(self, run: Run, state: RunState, error: Error | None = None) -> None:
         """The run is final. Its key bars others for a while, unless nothing is left of what it did."""
         now = self._clock.now()
+        if run.cancel is not None and not run.history.cancelled:
+            run.note(run.cancel)  # it came too late, or could not be heeded
         if run.started.caller is not None:
             if error is not None:
                 run.note(ReplySent(at=rfc3339(now), error=error))
@@ -325,6 +327,8 @@ class Executor:
             with run.attempting():
                 return await use.attempt(self._handlers[step.handler], context, inputs, limit)
         except asyncio.CancelledError:
+            if run.is_lost:
+                raise OwnershipError.of(run.id) from None
             if not run.is_to_be_cancelled:
                 raise
             return replace(_cancelled(run, step), unknown=True)

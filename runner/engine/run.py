@@ -84,6 +84,8 @@ class Run:
         """Processes have died with it: an attempt is recorded before it begins."""
         self.was_cut_short = False
         """A process may have died in the midst of the next attempt."""
+        self.is_lost = False
+        """It is somebody else's by now."""
         self.cancel: Intervention | None = None
         """A person wants it cancelled."""
         self.answers: Mapping[str, Answer] = {}
@@ -159,6 +161,13 @@ class Run:
         """Cancel it as soon as may be: in the middle of an attempt, else before the next step."""
         self.cancel = cancel
         if self._attempt is not None and self.is_to_be_cancelled:
+            self._is_interrupted = True
+            self._attempt.cancel()
+
+    def abandon(self) -> None:
+        """It is somebody else's by now: an attempt that is going on is of no use any more."""
+        self.is_lost = True
+        if self._attempt is not None:
             self._is_interrupted = True
             self._attempt.cancel()
 

@@ -132,7 +132,11 @@ class Runs:
             _log.debug("%s", error)  # somebody else has it by now
 
     async def heed(self) -> None:
-        """Pass on what persons ask of the runs that are going on here. Raises StoreError."""
+        """Pass on what persons ask of the runs that are going on here, or did to them. Raises StoreError."""
+        owned = [run.id for run in self._live.values() if run.owned and not run.is_lost]
+        for run_id in await self._control.lost(owned) if owned else ():
+            if (lost := self._live.get(run_id)) is not None:
+                lost.abandon()
         for run_id, request in (await self._control.requests()).items():
             run = self._live.get(run_id)
             if run is None or run.cancel is not None:

@@ -37,7 +37,8 @@ UPDATE runs SET state = u.state,
     crashes = CASE
         WHEN u.forgive = 1 THEN 0
         WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN crashes + u.suspect
-        ELSE least(crashes, $9)
+        WHEN crashes < $9 THEN 0
+        ELSE $9
     END,
     key_until = CASE
         WHEN u.finished_at IS NULL THEN coalesce(u.key_until, runs.key_until)
@@ -133,6 +134,9 @@ UPDATE runs SET owner = $1, due_at = NULL WHERE id = $2
 UPDATE runs SET request = $1, due_at = CASE WHEN owner IS NULL THEN $2 ELSE due_at END
 WHERE id = $3 AND finished_at IS NULL
 RETURNING id
+
+-- name: lost
+SELECT id FROM runs WHERE id = ANY ($1::text[]) AND owner IS DISTINCT FROM $2
 
 -- name: requests
 SELECT id, request FROM runs WHERE request IS NOT NULL AND owner = $1

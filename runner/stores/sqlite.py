@@ -156,6 +156,11 @@ class SqliteStore:
         found = await self._file.read(lambda c: c.execute(_SQL["requests"], (self._owner,)).fetchall())
         return {run_id: rows.intervention(text) for run_id, text in found}
 
+    async def lost(self, run_ids: Collection[str]) -> Collection[str]:
+        """See `RunControl.lost`."""
+        values = (rows.text(list(run_ids)), self._owner)
+        return await self._file.read(lambda c: [run_id for (run_id,) in c.execute(_SQL["lost"], values)])
+
     async def answer(self, answer: Answer) -> bool:
         """See `Mailbox.answer`."""
 

@@ -18,7 +18,7 @@ UPDATE runs SET state = :state,
     finished_at = :finished_at, error = :error, owner = :holder,
     crashes = CASE
         WHEN :forgive THEN 0
-        WHEN :holder IS NULL THEN min(crashes, :limit)
+        WHEN :holder IS NULL THEN CASE WHEN crashes < :limit THEN 0 ELSE :limit END
         ELSE crashes + :suspect
     END,
     key_until = CASE
@@ -92,6 +92,9 @@ UPDATE runs SET owner = ?1, due_at = NULL WHERE id = ?2
 -- name: request
 UPDATE runs SET request = ?1, due_at = CASE WHEN owner IS NULL THEN ?2 ELSE due_at END
 WHERE id = ?3 AND finished_at IS NULL
+
+-- name: lost
+SELECT id FROM runs WHERE id IN (SELECT value FROM json_each(?1)) AND owner IS NOT ?2
 
 -- name: requests
 SELECT id, request FROM runs WHERE request IS NOT NULL AND owner = ?

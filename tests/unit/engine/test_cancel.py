@@ -352,7 +352,6 @@ handlers:
 """
 
 
-@pytest.mark.xfail(strict=True, reason="a kill is not told to who runs it: the attempt keeps its place until it ends")
 async def test_a_killed_run_sets_its_place_free_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "POLL_S", 0.01)
     gate, served = Gate(), Gate()
@@ -364,7 +363,7 @@ async def test_a_killed_run_sets_its_place_free_for_others(monkeypatch: pytest.M
         [summary] = await bench.store.runs(limit=10)
         hanging = await bench.store.run(summary.id)
         assert hanging is not None
-        await Hand(bench.store, by="ada@here", now=FakeClock().now()).kill(hanging)
+        await Hand(bench.store, project="p", by="ada@here", now=FakeClock().now()).kill(hanging)
         await bench.send("m-2", payload={"what": "fine"})
         try:
             async with asyncio.timeout(1):
