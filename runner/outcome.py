@@ -11,9 +11,10 @@ from runner.records import Error
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """It went through; a block's output is its last step's."""
+    """It went through; a block's output is its last step's. `event`: the meta of what was waited for."""
 
     output: Any = None
+    event: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """The run goes on at `due_at`, from the store; nothing is held until then."""
+    """The run goes on at `due_at`, from the store; nothing is held until then. `asleep`: by the flow's own wish."""
 
     due_at: datetime
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,6 +214,33 @@ class Switch(Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wait(Step):
+    """Waits for a while, or until a time."""
+
+    duration_s: float | None
+    until: Expression | None
+    action: str = "wait"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitFor(Step):
+    """Waits for events whose `fields` (dotted paths, sorted) have certain values; `match` gives them by field."""
+
+    events: tuple[str, ...]
+    fields: tuple[str, ...]
+    match: Evaluate
+    count: int | None
+    timeout_s: float | None
+    until: Expression | None
+    action: str = "wait_for"
+
+    @property
+    def target(self) -> str:
+        """The events' names."""
+        return ", ".join(self.events)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fail(Step):
     """Fails the run."""
 
@@ -261,6 +288,15 @@ class Idempotency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelOn:
+    """An event whose `fields` (dotted paths, sorted) have the values of `match` cancels the run."""
+
+    event: str
+    fields: tuple[str, ...]
+    match: Evaluate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """Events that lead to a handler: their names, and the condition on each message."""
 
@@ -286,6 +322,7 @@ class Program:
     """The command that it does; then no route leads to it."""
     reply: Evaluate | None = None
     idempotency: Idempotency | None = None
+    cancel_on: tuple[CancelOn, ...] = ()
     env: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
 
@@ -335,6 +372,8 @@ class Plan:
     commands: Mapping[str, Command] = field(default_factory=dict)
     replies: str | None = None
     """The queue to which replies come; None if there is no command to be sent."""
+    journal: str | None = None
+    """The queue into which the events come that some step waits for; None if none does."""
     sources: Mapping[str, Mapping[str, str]]
     """For each plan hash, the texts (by file name) of the flow and of the schemas it uses."""
 

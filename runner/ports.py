@@ -12,6 +12,7 @@ from runner.message import Delivery, Outgoing
 from runner.plan import BrokerFacts, Difference, Topology
 from runner.records import (
     Answer,
+    Arrival,
     Backlog,
     Caller,
     Change,
@@ -191,11 +192,19 @@ class RunControl(Protocol):
 
 
 class Mailbox(Protocol):
-    """Answers to commands, on their way to runs; and callers that wait for a run's end."""
+    """What runs wait for: answers to commands, and events; and callers that wait for a run's end."""
 
     async def answer(self, answer: Answer) -> bool:
         """Give an answer to the run that sent the command, and make it due; of several, the first counts. False if
         no run sent such a command."""
+        ...
+
+    async def arrive(self, arrivals: Sequence[Arrival]) -> None:
+        """Keep events for the runs that wait for them, or will, each once a token; runs that wait become due."""
+        ...
+
+    async def forget_arrivals(self) -> None:
+        """Forget events that came before every run that is not final: nobody can wait for them any more."""
         ...
 
     async def add_caller(self, run_id: str, caller: Caller) -> None:

@@ -79,6 +79,8 @@ class StepFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     target: str = ""
     pivot: bool = False
     unknown: bool = False
+    event: Any = None
+    """Of a `wait_for`: the meta of what came, or a list of them."""
 
 
 class AttemptBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="begun"):
@@ -145,6 +147,22 @@ class UndoFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     target: str = ""
 
 
+class WaitBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="wait"):
+    """A wait begins: until `until`, if that is given; for events that bear one of `tokens`."""
+
+    step_id: str
+    at: str
+    until: str | None = None
+    tokens: tuple[str, ...] = ()
+
+
+class EventsTaken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="taken"):
+    """Events that a wait got, as (source, id): no other wait of the run gets them."""
+
+    step_id: str
+    events: tuple[tuple[str, str], ...]
+
+
 class CommandSent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="sent"):
     """A command went out, under `command_id`, and is waited for until `deadline`."""
 
@@ -185,6 +203,8 @@ Record = (
     StepFinished
     | AttemptBegun
     | AttemptFailed
+    | WaitBegun
+    | EventsTaken
     | CommandSent
     | ReplySent
     | BranchTaken
@@ -202,6 +222,15 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str
     reply_to: str | None = None
     expires_at: str | None = None
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that some step may wait for; `token` stands for its name, and for fields and their values."""
+
+    token: str
+    received_at: str
+    meta: Meta
+    data: bytes
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,6 +314,12 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     outgoing: tuple[Outgoing, ...] = ()
     commands: tuple[str, ...] = ()
     """Ids of commands among `outgoing`, whose answers are the run's."""
+    tokens: tuple[str, ...] = ()
+    """Of events that the run waits for from now on: an arrival that bears one makes it due."""
+    cancel_tokens: tuple[str, ...] = ()
+    """Of events that cancel the run."""
+    asleep: bool = False
+    """It is parked in a `wait` or a `wait_for`: not a thing left to do."""
     due_at: str | None = None
     finished_at: str | None = None
     error: Error | None = None
@@ -306,6 +341,8 @@ class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
     error: Error | None = None
     request: Intervention | None = None
     answers: tuple[Answer, ...] = ()
+    arrivals: tuple[Arrival, ...] = ()
+    """Of events that it waits for, or waited for: what came since it began, the earliest first."""
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -340,7 +377,7 @@ class StoreFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store still has to do, in numbers; `suspects` are among the `runs`."""
+    """What a store still has to do, in numbers; `suspects` are among the `runs`, those asleep in a wait are not."""
 
     runs: int
     suspects: int

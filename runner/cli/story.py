@@ -15,6 +15,7 @@ from runner.records import (
     CommandSent,
     Error,
     ErrorCaught,
+    EventsTaken,
     Intervention,
     Record,
     ReplySent,
@@ -24,6 +25,7 @@ from runner.records import (
     StepState,
     StoredRun,
     UndoFinished,
+    WaitBegun,
 )
 from runner.times import format_duration, parse_time
 
@@ -87,6 +89,11 @@ def _line(record: Record, stream: object) -> str | None:
     match record:
         case BranchTaken() | AttemptBegun():
             return None
+        case EventsTaken():
+            return None
+        case WaitBegun():
+            until = f" until {record.until}" if record.until is not None else ""
+            return f"{paint('…', 'cyan', stream=stream)} {record.step_id}  waits{until}"
         case CommandSent():
             return f"{paint('→', 'cyan', stream=stream)} {record.step_id}  waits for the reply until {record.deadline}"
         case ReplySent():
@@ -146,6 +153,8 @@ def _time(record: Record) -> str:
             return record.at
         case CommandSent():
             return record.sent_at
+        case WaitBegun():
+            return record.at
     return ""
 
 

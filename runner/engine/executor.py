@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from datetime import datetime, timedelta
-from typing import Any
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
 
 from runner.engine.compensation import is_completed, undo_plan
+from runner.engine.matching import token
 from runner.engine.replies import reply_to
 from runner.engine.retry import Random, delay_before_next, matches
 from runner.engine.run import Run
@@ -21,24 +24,30 @@ from runner.expressions import Scope, holds
 from runner.handler import Context
 from runner.message import decode_json, encode_json
 from runner.outcome import Done, Failed, Outcome, Parked, Stopped
-from runner.plan import Emit, Fail, Send, Set, Step, Stop, Switch, Use
+from runner.plan import Emit, Fail, Send, Set, Step, Stop, Switch, Use, Wait, WaitFor
 from runner.ports import Clock, Handler
 from runner.records import (
+    Arrival,
     AttemptBegun,
     AttemptFailed,
     BranchTaken,
     CommandSent,
     Error,
     ErrorCaught,
+    EventsTaken,
     ReplySent,
     RunFailed,
     RunState,
     StepFinished,
     StepState,
     UndoFinished,
+    WaitBegun,
 )
 from runner.steps import command, emit, fail, switch, use
 from runner.times import parse_time, rfc3339
+from runner.values import clip
+
+NEVER: Final = datetime(9999, 12, 31, tzinfo=UTC)
 
 Extra = Mapping[str, Any]
 """Names that only some places see: `error`, `output`."""
@@ -73,6 +82,8 @@ class Executor:
         Raises StoreError, and NotOurs if the run was begun by someone else.
         """
         outcome: Outcome = Done()
+        if not run.owned:
+            self._await_cancel(run)
         if run.history.failure is None:
             outcome = await self._block(run, run.program.steps, {})
             if isinstance(outcome, Failed):
@@ -81,7 +92,7 @@ class Executor:
             await self._undo_all(run)
         elif isinstance(outcome, Parked):
             waits = RunState.RUNNING if self._draining() else RunState.WAITING
-            await self._commit(run, waits, due_at=outcome.due_at)
+            await self._commit(run, waits, due_at=outcome.due_at, asleep=outcome.asleep)
         else:
             await self._complete(run)
 
@@ -168,14 +179,15 @@ class Executor:
         if isinstance(outcome, Failed):
             return await self._failed(run, step, outcome, started_at, extra)
         if isinstance(outcome, Done | Stopped):
-            output = outcome.output if isinstance(outcome, Done) else None
-            run.note(self._finished(run, step, StepState.COMPLETED, started_at, output=output, pivot=_is_pivot(step)))
+            done = outcome if isinstance(outcome, Done) else Done()
+            run.note(self._completed(run, step, started_at, done))
         return outcome
 
     async def _begin(self, run: Run, step: Step, extra: Extra) -> Outcome | None:
         """Do what the step does; None if its `when` does not hold. `when` is asked once, not again by a retry."""
         history = run.history
-        is_begun = any(step.id in known for known in (history.attempts, history.branches, history.sent))
+        begun = (history.attempts, history.branches, history.sent, history.waits)
+        is_begun = any(step.id in known for known in begun)
         try:
             asked = None if is_begun else step.when
             if asked is not None and not holds(asked.evaluate(run.scope(f"{step.id}\0when", **extra))):
@@ -194,6 +206,10 @@ class Executor:
                 return self._emit(run, step, run.scope(step.id, **extra))
             case Set():
                 return Done(_own(step.values(run.scope(step.id, **extra))))
+            case Wait():
+                return self._wait(run, step, run.scope(step.id, **extra))
+            case WaitFor():
+                return self._wait_for(run, step, run.scope(step.id, **extra))
             case Switch():
                 return await self._switch(run, step, extra)
             case Fail():
@@ -201,6 +217,70 @@ class Executor:
             case Stop():
                 return Stopped()
         raise AssertionError(f"no such step kind: {step.action}")
+
+    def _await_cancel(self, run: Run) -> None:
+        for cancel in run.program.cancel_on:
+            values = cancel.match(run.scope("cancel_on"))
+            run.await_events([token(cancel.event, cancel.fields, [values[f] for f in cancel.fields])], cancel=True)
+
+    def _wait(self, run: Run, step: Wait, scope: Scope) -> Done | Parked:
+        begun = run.history.waits.get(step.id)
+        if begun is None:
+            until = self._until(step, scope)
+            assert until is not None
+            run.note(WaitBegun(step_id=step.id, at=self._now_text(), until=rfc3339(until)))
+        else:
+            until = parse_time(begun.until or begun.at)
+        return Done() if self._clock.now() >= until else self._asleep(run, until)
+
+    def _wait_for(self, run: Run, step: WaitFor, scope: Scope) -> Done | Failed | Parked:
+        begun = run.history.waits.get(step.id)
+        if begun is None:
+            values = _own(step.match(scope))
+            tokens = tuple(token(event, step.fields, [values[f] for f in step.fields]) for event in step.events)
+            until = self._until(step, scope)
+            run.note(
+                WaitBegun(
+                    step_id=step.id,
+                    at=self._now_text(),
+                    until=None if until is None else rfc3339(until),
+                    tokens=tokens,
+                )
+            )
+            run.await_events(tokens)
+            return Parked(self._clock.now())  # due at once: what came before the wait counts as well
+        wanted = step.count or 1
+        came = [
+            a for a in run.arrivals if a.token in begun.tokens and (a.meta.source, a.meta.id) not in run.history.taken
+        ]
+        if len(came) >= wanted:
+            return self._take(run, step, came[:wanted])
+        until = None if begun.until is None else parse_time(begun.until)
+        if until is not None and self._clock.now() >= until:
+            text = f"{step.target} did not come until {begun.until}"
+            return Failed(Error(type="timeout", message=text, retryable=True, step=step.id))
+        return self._asleep(run, until or NEVER)
+
+    def _take(self, run: Run, step: WaitFor, came: list[Arrival]) -> Done:
+        run.note(EventsTaken(step_id=step.id, events=tuple((a.meta.source, a.meta.id) for a in came)))
+        data = [decode_json(arrival.data) for arrival in came]
+        metas = [asdict(arrival.meta) for arrival in came]
+        return Done(data[0], metas[0]) if step.count is None else Done(data, metas)
+
+    def _until(self, step: Wait | WaitFor, scope: Scope) -> datetime | None:
+        seconds = step.duration_s if isinstance(step, Wait) else step.timeout_s
+        if seconds is not None:
+            return self._clock.now() + timedelta(seconds=seconds)
+        if step.until is None:
+            return None
+        value = step.until.evaluate(scope)
+        try:
+            return parse_time(value)
+        except (TypeError, ValueError):
+            raise ExpressionError(f"`until` must be an RFC 3339 time, and is {clip(repr(value))}") from None
+
+    def _asleep(self, run: Run, until: datetime) -> Parked:
+        return Parked(until if run.deadline is None else min(until, run.deadline), asleep=True)
 
     async def _switch(self, run: Run, step: Switch, extra: Extra) -> Outcome:
         if step.id not in run.history.branches:
@@ -425,7 +505,7 @@ class Executor:
                 return
         outcome = await self._block(run, run.program.on_failure, shown)
         if isinstance(outcome, Parked):
-            await self._commit(run, RunState.COMPENSATING, due_at=outcome.due_at, error=error)
+            await self._commit(run, RunState.COMPENSATING, due_at=outcome.due_at, error=error, asleep=outcome.asleep)
             return
         await self._end(run, _final(run, outcome), error)
 
@@ -465,6 +545,10 @@ class Executor:
         return None
 
     # --- small things
+
+    def _completed(self, run: Run, step: Step, started_at: str, done: Done) -> StepFinished:
+        record = self._finished(run, step, StepState.COMPLETED, started_at, output=done.output, pivot=_is_pivot(step))
+        return record if done.event is None else msgspec.structs.replace(record, event=done.event)
 
     def _finished(
         self,
@@ -508,8 +592,11 @@ class Executor:
         return len(run.history.attempts.get(step.id, ())) + 1
 
     def _started_at(self, run: Run, step: Step) -> str:
-        failed = run.history.attempts.get(step.id)
-        return failed[0].started_at if failed else self._now_text()
+        history = run.history
+        failed, wait = history.attempts.get(step.id), history.waits.get(step.id)
+        if failed:
+            return failed[0].started_at
+        return wait.at if wait is not None else self._now_text()
 
     def _attempt_limit(self, run: Run, step: Use | Send, now: datetime) -> float:
         deadline = run.deadline

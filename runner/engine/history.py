@@ -15,6 +15,7 @@ from runner.records import (
     CommandSent,
     Error,
     ErrorCaught,
+    EventsTaken,
     Intervention,
     Record,
     ReplySent,
@@ -23,6 +24,7 @@ from runner.records import (
     StepFinished,
     StepState,
     UndoFinished,
+    WaitBegun,
 )
 
 
@@ -53,6 +55,9 @@ class History:
         """`steps` as expressions see it: what did not run is skipped."""
         self.last_time: str | None = None
         """When the latest step ended: what `now()` says in the next one, also after a crash."""
+        self.waits: dict[str, WaitBegun] = {}
+        self.taken: set[tuple[str, str]] = set()
+        """Events that some wait got, as (source, id)."""
         self.sent: dict[str, CommandSent] = {}
         """The latest command of a step, by the step's id."""
         self.asked: dict[str, int] = {}
@@ -68,6 +73,10 @@ class History:
             case AttemptBegun():
                 self._tried(record.step_id, unknown=record.again or record.step_id in self._open)
                 self._open[record.step_id] = record
+            case WaitBegun():
+                self.waits[record.step_id] = record
+            case EventsTaken():
+                self.taken.update(record.events)
             case CommandSent():
                 self._open[record.step_id] = self.sent[record.step_id] = record
                 self.asked[record.step_id] = self.asked.get(record.step_id, 0) + record.is_new
@@ -95,7 +104,8 @@ class History:
 
     def _finish(self, record: StepFinished) -> None:
         self.finished[record.step_id] = record
-        self.steps[record.step_id] = _seen(record.state, record.output, record.error, record.attempts)
+        seen = _seen(record.state, record.output, record.error, record.attempts)
+        self.steps[record.step_id] = seen if record.event is None else {**seen, "event": record.event}
         self.last_time = record.finished_at
         self._over(record.step_id)
         if record.state is StepState.COMPLETED:
@@ -196,7 +206,7 @@ class History:
                 ids.remove(step_id)
 
     def _forget(self, step_id: str) -> None:
-        for known in (self.attempts, self.branches, self.caught, self._open, self.sent):
+        for known in (self.attempts, self.branches, self.caught, self._open, self.sent, self.waits):
             known.pop(step_id, None)
         self._unfinish(step_id)
 

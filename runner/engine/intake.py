@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from runner.engine.matching import Patterns, tokens_of
 from runner.engine.run import run_id
 from runner.errors import EnvelopeError, ExpressionError
 from runner.expressions import Scope, holds
@@ -29,7 +30,7 @@ from runner.message import (
     short,
 )
 from runner.plan import Command, Event, Plan, Program
-from runner.records import Answer, Caller, DeadLetter, Error, RunStarted
+from runner.records import Answer, Arrival, Caller, DeadLetter, Error, RunStarted
 from runner.steps.emit import subject_of
 from runner.times import rfc3339
 from runner.topics import topic_matches
@@ -71,6 +72,20 @@ def _read_command(
         expires_at=message.expires_at,
     )
     return _started(program, message, _key(program, _scope("command", payload, message, now, env)), now, caller)
+
+
+def read_arrivals(plan: Plan, patterns: Patterns, delivery: Delivery, now: datetime) -> list[Arrival]:
+    """An event from the journal, once for each token that it bears. Raises EnvelopeError."""
+    if len(delivery.body) > MAX_BODY_BYTES:
+        raise EnvelopeError("too_large", f"the body has {len(delivery.body)} bytes, the limit is {MAX_BODY_BYTES}")
+    event = _event_of(plan, delivery)
+    message = read_message(delivery, event.name, now)
+    payload = _payload(event, message)
+    message = _with_subject(event, message, payload, rfc3339(now))
+    return [
+        Arrival(token=token, received_at=rfc3339(now), meta=message.meta, data=message.data)
+        for token in tokens_of(event.name, payload, patterns)
+    ]
 
 
 def caller_of(program: Program, delivery: Delivery) -> Caller | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,6 +16,7 @@ from runner.message import Outgoing, decode_json
 from runner.plan import Plan, Program
 from runner.records import (
     Answer,
+    Arrival,
     BranchTaken,
     Change,
     Error,
@@ -88,6 +89,8 @@ class Run:
         """It is somebody else's by now."""
         self.cancel: Intervention | None = None
         """A person wants it cancelled."""
+        self.arrivals: tuple[Arrival, ...] = ()
+        """What has come of what it waits for, the earliest first."""
         self.answers: Mapping[str, Answer] = {}
         """What has come back, by the command's id."""
         self._attempt: asyncio.Task[Any] | None = None
@@ -99,6 +102,8 @@ class Run:
         self._events: list[EventRecord] = []
         self._outgoing: list[Outgoing] = []
         self._commands: list[str] = []
+        self._tokens: list[str] = []
+        self._cancel_tokens: list[str] = []
         self._step_id = ""
         self._uuids = 0
         trigger = started.trigger
@@ -148,6 +153,7 @@ class Run:
         self.has_crashed = stored.crashes > 0
         self.was_cut_short = self.has_crashed and stored.state is not RunState.WAITING
         self.cancel = stored.request
+        self.arrivals = stored.arrivals
         self.answers = {answer.command_id: answer for answer in stored.answers}
 
     # --- cancelling
@@ -204,6 +210,10 @@ class Run:
         self._commands.append(command_id)
         self._outgoing.append(outgoing)
 
+    def await_events(self, tokens: Iterable[str], *, cancel: bool = False) -> None:
+        """From the next commit on, an event that bears one of these makes the run due, or cancels it."""
+        (self._cancel_tokens if cancel else self._tokens).extend(tokens)
+
     def answer(self, outgoing: Outgoing) -> None:
         """Send the run's reply; it leaves with the next commit."""
         self._outgoing.append(outgoing)
@@ -227,6 +237,7 @@ class Run:
         error: Error | None = None,
         key_until: datetime | None = None,
         suspect: bool = False,
+        asleep: bool = False,
     ) -> bool:
         """Make durable what was noted. False if the run turned out to stand already: then it is not ours.
 
@@ -242,6 +253,9 @@ class Run:
             events=tuple(self._events),
             outgoing=tuple(self._outgoing),
             commands=tuple(self._commands),
+            tokens=tuple(self._tokens),
+            cancel_tokens=tuple(self._cancel_tokens),
+            asleep=asleep,
             due_at=None if due_at is None else rfc3339(due_at),
             finished_at=None if finished_at is None else rfc3339(finished_at),
             error=error,
@@ -251,7 +265,8 @@ class Run:
         if not await self._commit_change(change):
             return False
         self._committed += len(self._records)
-        self._records, self._events, self._outgoing, self._commands = [], [], [], []
+        self._records, self._events, self._outgoing = [], [], []
+        self._commands, self._tokens, self._cancel_tokens = [], [], []
         self.owned = True
         self.read_clock = False
         self._on_commit(change)

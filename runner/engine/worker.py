@@ -10,9 +10,11 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import count
 
 from runner.engine import intake
 from runner.engine.executor import NotOurs
+from runner.engine.matching import Patterns
 from runner.engine.outbox import Outbox
 from runner.engine.replies import reply_to
 from runner.engine.run import Run
@@ -27,6 +29,8 @@ from runner.times import parse_time, rfc3339
 POLL_S = 1.0
 TAKE = 200
 OWN_PREFETCH = 100
+JOURNAL = "journal"
+FORGET_EVERY = 600
 TIMER_S = 60.0
 PAUSE_S = 1.0
 
@@ -98,6 +102,7 @@ class Worker:
         self._on_suspects = on_suspects
         self._draining = False
         self._trouble = ""
+        self._patterns: Patterns = {}
         self._runs = runs(lambda: self._draining, self._committed)
         self._outbox = Outbox(store, transport, mailbox)
         self._serves_commands = any(program.command is not None for program in programs)
@@ -117,6 +122,9 @@ class Worker:
         self._cancels.append(await self._consume_one_by_one(self._plan.net, self._move))
         if self._plan.replies is not None:
             self._cancels.append(await self._consume_one_by_one(self._plan.replies, self._pass_on))
+        if self._plan.journal is not None:
+            self._patterns = await self._runs.patterns()
+            self._cancels.append(await self._consume_one_by_one(self._plan.journal, self._note_arrival))
         self._doorbell.on_ring(self._ring)
         if (await self._reader.backlog(handlers=self._handlers)).suspects:
             self._on_suspects()
@@ -125,7 +133,8 @@ class Worker:
     async def is_idle(self) -> bool:
         """Nothing is being done, and nothing waits to be done."""
         queues = [lane.program.queue for lane in self._lanes.values() if lane.program.is_served]
-        queues += [self._plan.net] if self._plan.replies is None else [self._plan.net, self._plan.replies]
+        own = (self._plan.net, self._plan.replies, self._plan.journal)
+        queues += [queue for queue in own if queue is not None]
         try:
             if self._tasks or await self._transport.depth(queues):
                 return False
@@ -170,6 +179,19 @@ class Worker:
             self._spawn(self._in_hand(delivery, lambda: work(delivery)))
 
         return await self._transport.consume(queue, OWN_PREFETCH, deliver)
+
+    async def _note_arrival(self, delivery: Delivery) -> None:
+        """An event that some run may wait for, now or later."""
+        now = self._clock.now()
+        try:
+            arrivals = intake.read_arrivals(self._plan, self._patterns, delivery, now)
+        except EnvelopeError as fault:
+            await self._bury(JOURNAL, delivery, fault)
+            return
+        if arrivals:
+            await self._mailbox.arrive(arrivals)
+            self._due.set()
+        await self._settle(delivery)
 
     async def _pass_on(self, delivery: Delivery) -> None:
         """A reply goes to the run that waits for it, wherever that is; one that comes late is kept with it."""
@@ -371,10 +393,12 @@ class Worker:
 
     async def _take_runs(self) -> None:
         """Take up what is due, and what dead runners left, until the worker drains; heed what persons ask, always."""
-        while True:
+        for number in count(1):
             try:
                 await self._runs.heed()
                 await self._take_some()
+                if self._plan.journal is not None and number % FORGET_EVERY == 0:
+                    await self._mailbox.forget_arrivals()
                 if self._serves_commands:
                     await self._serve_callers()
             except StoreError as error:

@@ -11,7 +11,7 @@ from typing import TypedDict
 from runner.diagnostics import Diagnostic
 from runner.expressions import Expression, compile_value, parse_expression
 from runner.lang import schema
-from runner.lang.declare import CommandDecl, FlowDecl, HandlerDecl, StepDecl, declare
+from runner.lang.declare import CancelDecl, CommandDecl, FlowDecl, HandlerDecl, StepDecl, declare
 from runner.lang.load import Sources, load
 from runner.lang.payloads import Payloads
 from runner.lang.policies import duration_s, retry_policy, send_policy, undo_policy
@@ -20,6 +20,7 @@ from runner.lang.rules import RULES
 from runner.plan import (
     Binding,
     Branch,
+    CancelOn,
     Catch,
     Command,
     Emit,
@@ -41,6 +42,8 @@ from runner.plan import (
     Topology,
     Undo,
     Use,
+    Wait,
+    WaitFor,
 )
 from runner.source import Document, MappingNode, Node, ScalarNode, Span, plain
 
@@ -130,6 +133,9 @@ class _Compiler:
         self.declarations = declarations
         self.project = declarations.project
         self._texts = {name: document.text for name, document in sorted(documents.items())}
+        awaited = {str(node.value) for *_, step in declarations.steps() for node in step.awaited}
+        awaited |= {str(c.event.value) for handler in declarations.handlers.values() for c in handler.cancel_on}
+        self._awaited = sorted(awaited)
         self._hashes = {flow.name: self._hash(flow) for flow in declarations.flows}
 
     def plan(self) -> Plan:
@@ -144,6 +150,7 @@ class _Compiler:
             events={name: self._event(name) for name in self.declarations.events},
             commands={command.name: self._command(command) for command in self.declarations.commands.values()},
             replies=f"{self.project}.replies" if self.declarations.commands else None,
+            journal=f"{self.project}.journal" if self._awaited else None,
             programs=programs,
             topology=self._topology(),
             net=f"{self.project}.dlq",
@@ -176,10 +183,16 @@ class _Compiler:
             for name, handler in handlers.items()
             for command in self.declarations.commands_of(handler)
         }
+        bindings |= {
+            Binding(exchange=f"{p}.events", queue=f"{p}.journal", pattern=key)
+            for name in self._awaited
+            for key in (name, *(str(key.value) for key in self.declarations.events[name].keys))
+        }
         served = {binding.queue for binding in bindings}
         names = [f"{p}.{name}" for name in handlers if f"{p}.{name}" in served]
         has_commands = bool(self.declarations.commands)
         names += [f"{p}.replies"] if has_commands else []
+        names += [f"{p}.journal"] if self._awaited else []
         queues = [
             Queue(name=name, arguments={"x-queue-type": "quorum", "x-dead-letter-exchange": dead}) for name in names
         ]
@@ -219,7 +232,7 @@ class _Compiler:
 
     def _event(self, name: str) -> Event:
         event = self.declarations.events[name]
-        routed = any(
+        routed = name in self._awaited or any(
             name in self.declarations.matching(str(node.value))
             for flow in self.declarations.flows
             for route in flow.routes
@@ -272,6 +285,7 @@ class _Compiler:
             command=command,
             reply=None if body.get("reply") is None else compile_value(plain(body.get("reply"))),
             idempotency=_idempotency(body.get("idempotency")),
+            cancel_on=tuple(_cancel_on(cancel) for cancel in handler.cancel_on),
             env=tuple(flow.env),
             secrets=tuple(flow.secrets),
         )
@@ -296,6 +310,11 @@ class _Compiler:
                     for branch in step.branches
                 )
                 return Switch(**common, branches=branches)
+            case "wait":
+                until = _condition(step.until)
+                return Wait(**common, duration_s=None if until is not None else duration_s(step.target), until=until)
+            case "wait_for":
+                return _wait_for(step, common)
             case "fail":
                 assert isinstance(step.target, MappingNode)
                 message = plain(step.target.get("message"))
@@ -353,6 +372,28 @@ def _use(step: StepDecl, common: _Common, retry: RetryPolicy) -> Use:
 def _emit(step: StepDecl, common: _Common) -> Emit:
     data = compile_value(_inputs(step.inputs))
     return Emit(**common, event=str(step.name), data=data, pivot=_word(step, "pivot") is True)
+
+
+def _cancel_on(cancel: CancelDecl) -> CancelOn:
+    match = plain(cancel.match) or {}
+    assert isinstance(match, dict)
+    return CancelOn(event=str(cancel.event.value), fields=tuple(sorted(match)), match=compile_value(match))
+
+
+def _wait_for(step: StepDecl, common: _Common) -> WaitFor:
+    assert isinstance(step.target, MappingNode)
+    match = plain(step.target.get("match")) or {}
+    assert isinstance(match, dict)
+    count = plain(step.target.get("count"))
+    return WaitFor(
+        **common,
+        events=tuple(str(node.value) for node in step.awaited),
+        fields=tuple(sorted(match)),
+        match=compile_value(match),
+        count=count if isinstance(count, int) else None,
+        timeout_s=duration_s(step.target.get("timeout")),
+        until=_condition(step.until),
+    )
 
 
 def _idempotency(node: Node | None) -> Idempotency | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from runner.source import Document, MappingNode, Node, ScalarNode, SequenceNode, Span
 
-ACTIONS = ("use", "command", "emit", "set", "switch", "fail", "stop")
+ACTIONS = ("use", "command", "emit", "set", "switch", "wait", "wait_for", "fail", "stop")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +73,18 @@ class StepDecl:
     branches: tuple[BranchDecl, ...] = ()
 
     @property
+    def awaited(self) -> tuple[ScalarNode, ...]:
+        """The events that a `wait_for` names."""
+        is_one = self.action == "wait_for" and isinstance(self.target, MappingNode)
+        return _texts(self.target.get("event")) if is_one and isinstance(self.target, MappingNode) else ()
+
+    @property
+    def until(self) -> ScalarNode | None:
+        """The time that a `wait` or a `wait_for` names."""
+        is_one = self.action in ("wait", "wait_for") and isinstance(self.target, MappingNode)
+        return _scalar(self.target.get("until")) if is_one and isinstance(self.target, MappingNode) else None
+
+    @property
     def name(self) -> str | None:
         """What the action names: a plugin, a command, an event."""
         return _text(self.target)
@@ -95,6 +107,14 @@ class RouteDecl:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelDecl:
+    """An entry of a handler's `cancel_on`."""
+
+    event: ScalarNode
+    match: MappingNode | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerDecl:
     """A handler as declared."""
 
@@ -104,6 +124,7 @@ class HandlerDecl:
     body: MappingNode
     steps: tuple[StepDecl, ...]
     on_failure: tuple[StepDecl, ...]
+    cancel_on: tuple[CancelDecl, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -216,7 +237,16 @@ def _handlers(node: Node | None, flow: str) -> Iterator[HandlerDecl]:
                 body=body,
                 steps=_steps(body.get("steps"), ""),
                 on_failure=_steps(body.get("on_failure"), "on_failure"),
+                cancel_on=tuple(_cancels(body.get("cancel_on"))),
             )
+
+
+def _cancels(node: Node | None) -> Iterator[CancelDecl]:
+    for item in node.items if isinstance(node, SequenceNode) else ():
+        event = _scalar(item.get("event")) if isinstance(item, MappingNode) else None
+        if event is not None and isinstance(item, MappingNode):
+            match = item.get("match")
+            yield CancelDecl(event=event, match=match if isinstance(match, MappingNode) else None)
 
 
 def _steps(node: Node | None, prefix: str) -> tuple[StepDecl, ...]:
@@ -244,11 +274,20 @@ def _step(node: Node, place: str) -> StepDecl | None:
         action_node=key,
         target=target,
         when=_scalar(node.get("when")),
-        inputs=target if action in ("set", "fail") else node.get("with"),
+        inputs=_inputs(node, action, target),
         catches=tuple(_catches(node.get("catch"), step_id)),
         undo=_undo(node.get("compensate"), step_id),
         branches=tuple(_branches(node, step_id)) if action == "switch" else (),
     )
+
+
+def _inputs(node: MappingNode, action: str, target: Node) -> Node | None:
+    """The templates of a step."""
+    if action in ("set", "fail"):
+        return target
+    if action == "wait_for":
+        return target.get("match") if isinstance(target, MappingNode) else None
+    return node.get("with")
 
 
 def _catches(node: Node | None, step_id: str) -> Iterator[CatchDecl]:

@@ -26,6 +26,7 @@ from runner.plan import Topology
 from runner.records import (
     SUSPECT_CRASHES,
     Answer,
+    Arrival,
     Backlog,
     Caller,
     Change,
@@ -279,6 +280,28 @@ class PostgresStore:
 
         return await self._with(give)
 
+    async def arrive(self, arrivals: Sequence[Arrival]) -> None:
+        """See `Mailbox.arrive`."""
+        columns = _columns([rows.arrival_values(arrival) for arrival in arrivals])
+        by_name = {(arrival.token, arrival.meta.id): arrival for arrival in arrivals}
+
+        async def keep(connection: _Connection) -> None:
+            async with connection.transaction():
+                waiting = await connection.fetch(_SQL["arrive"], *columns)
+                awake = [row["run_id"] for row in waiting if not row["cancels"]]
+                await connection.execute(_SQL["wake_all"], awake)
+                for row in waiting:
+                    if row["cancels"]:
+                        request = rows.cancel_values(by_name[row["token"], row["id"]])
+                        await connection.execute(_SQL["request"], *request, row["run_id"])
+
+        if arrivals:
+            await self._with(keep)
+
+    async def forget_arrivals(self) -> None:
+        """See `Mailbox.forget_arrivals`."""
+        await self._with(lambda c: c.execute(_SQL["forget_arrivals"]))
+
     async def add_caller(self, run_id: str, caller: Caller) -> None:
         """See `Mailbox.add_caller`."""
         values = (run_id, _storable(caller.correlation_id), _storable(rows.text(caller)))
@@ -457,6 +480,7 @@ class PostgresStore:
                 c.key_until,
                 int(c.suspect and c.started is None),
                 int(c.forgive),
+                int(c.asleep),
             )
             for c in changes
         ]
@@ -477,10 +501,13 @@ class PostgresStore:
             ("add_records", records),
             ("add_events", events),
             ("add_commands", commands),
+            ("add_waits", [values for c in changes for values in rows.wait_values(c)]),
             ("add_outgoing", outgoing),
         ):
             if values:
                 await connection.execute(_SQL[name], *_columns(values))
+        if over := [c.run_id for c in changes if c.finished_at is not None]:
+            await connection.execute(_SQL["forget_waits"], over)
 
     # --- leases and migrations
 
@@ -576,12 +603,16 @@ async def _whole(connection: _Connection, ids: list[str]) -> list[StoredRun]:
     answers: dict[str, list[str]] = {}
     for row in await connection.fetch(_SQL["answers"], ids):
         answers.setdefault(row["run_id"], []).append(row["answer"])
+    arrivals: dict[str, list[Sequence[Any]]] = {}
+    for row in await connection.fetch(_SQL["arrivals"], ids):
+        arrivals.setdefault(row["run_id"], []).append((row["arrival"], row["data"]))
     found = {row["id"]: row for row in await connection.fetch(_SQL["runs_whole"], ids)}
     runs = []
     for run_id in ids:
         try:
             if run_id in found:
-                runs.append(rows.stored_run(found[run_id], bodies[run_id], answers.get(run_id, ())))
+                came = (answers.get(run_id, ()), arrivals.get(run_id, ()))
+                runs.append(rows.stored_run(found[run_id], bodies[run_id], *came))
         except (msgspec.MsgspecError, ValueError) as error:
             _log.error("run %s cannot be read by this version, and is left alone: %s", run_id, error)
     return runs

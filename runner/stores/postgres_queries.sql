@@ -33,22 +33,24 @@ RETURNING id
 UPDATE runs SET state = u.state,
     due_at = CASE WHEN u.due_at IS NOT NULL AND runs.woken THEN '0001-01-01T00:00:00.000Z' ELSE u.due_at END,
     woken = runs.woken AND u.due_at IS NULL,
+    asleep = u.asleep = 1,
     finished_at = u.finished_at, error = u.error,
     crashes = CASE
         WHEN u.forgive = 1 THEN 0
         WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN crashes + u.suspect
-        WHEN crashes < $9 THEN 0
-        ELSE $9
+        WHEN crashes < $10 THEN 0
+        ELSE $10
     END,
     key_until = CASE
         WHEN u.finished_at IS NULL THEN coalesce(u.key_until, runs.key_until)
         WHEN runs.key IS NOT NULL THEN u.key_until
     END,
     request = CASE WHEN u.finished_at IS NULL THEN request END,
-    owner = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN $10 END
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::integer[])
-    AS u (id, state, due_at, finished_at, error, key_until, suspect, forgive)
-WHERE runs.id = u.id AND runs.owner = $10
+    owner = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN $11 END
+FROM unnest(
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::integer[], $9::integer[]
+) AS u (id, state, due_at, finished_at, error, key_until, suspect, forgive, asleep)
+WHERE runs.id = u.id AND runs.owner = $11
 RETURNING runs.id
 
 -- name: add_records
@@ -79,6 +81,36 @@ WHERE id = $1 AND finished_at IS NULL
 -- name: answers
 SELECT run_id, answer FROM commands WHERE run_id = ANY ($1::text[]) AND answer IS NOT NULL
 
+-- name: add_waits
+INSERT INTO waits (token, run_id, cancels) SELECT * FROM unnest($1::text[], $2::text[], $3::boolean[])
+ON CONFLICT DO NOTHING
+
+-- name: forget_waits
+DELETE FROM waits WHERE run_id = ANY ($1::text[])
+
+-- name: arrive  and wake who waits: after it is there, so that nobody falls asleep over it
+WITH came AS (
+    INSERT INTO arrivals (token, source, id, received_at, arrival, data)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[])
+    ON CONFLICT DO NOTHING
+    RETURNING token, id
+)
+SELECT waits.run_id, waits.cancels, came.token, came.id FROM waits JOIN came ON came.token = waits.token
+
+-- name: wake_all
+UPDATE runs SET due_at = CASE WHEN owner IS NULL THEN '0001-01-01T00:00:00.000Z' END, woken = owner IS NOT NULL
+WHERE id = ANY ($1::text[]) AND finished_at IS NULL
+
+-- name: arrivals  since the run began, the earliest first
+SELECT waits.run_id, arrivals.arrival, arrivals.data
+FROM waits JOIN runs ON runs.id = waits.run_id JOIN arrivals ON arrivals.token = waits.token
+WHERE waits.run_id = ANY ($1::text[]) AND NOT waits.cancels AND arrivals.received_at >= runs.started_at ORDER BY arrivals.position
+
+-- name: forget_arrivals
+DELETE FROM arrivals WHERE received_at < (
+    SELECT coalesce(min(started_at), '9999') FROM runs WHERE finished_at IS NULL
+)
+
 -- name: add_caller
 INSERT INTO callers (run_id, correlation_id, caller) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING
 
@@ -108,7 +140,7 @@ DELETE FROM runners WHERE lease_until < now()
 UPDATE runs SET owner = NULL, due_at = $2 WHERE owner = $1 AND finished_at IS NULL AND id <> ALL ($3::text[])
 
 -- name: take_due
-UPDATE runs SET owner = $1, due_at = NULL, woken = false
+UPDATE runs SET owner = $1, due_at = NULL, woken = false, asleep = false
 WHERE id IN (
     SELECT id FROM runs
     WHERE due_at IS NOT NULL AND due_at <= $2 AND owner IS NULL AND finished_at IS NULL
@@ -118,7 +150,7 @@ WHERE id IN (
 RETURNING id
 
 -- name: take_orphans  runs whose runner's lease has run out; that is counted before they run again
-UPDATE runs SET owner = $1, woken = false, crashes = crashes + CASE WHEN crashes < $4 THEN 1 ELSE 0 END
+UPDATE runs SET owner = $1, woken = false, asleep = false, crashes = crashes + CASE WHEN crashes < $4 THEN 1 ELSE 0 END
 WHERE id IN (
     SELECT id FROM runs
     WHERE finished_at IS NULL AND owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners WHERE lease_until >= now())
@@ -131,7 +163,7 @@ RETURNING id
 UPDATE runs SET owner = $1, due_at = NULL WHERE id = $2
 
 -- name: request
-UPDATE runs SET request = $1, due_at = CASE WHEN owner IS NULL THEN $2 ELSE due_at END
+UPDATE runs SET request = coalesce(request, $1), due_at = CASE WHEN owner IS NULL THEN $2 ELSE due_at END
 WHERE id = $3 AND finished_at IS NULL
 RETURNING id
 
@@ -200,7 +232,8 @@ WHERE (id, received_at) IN (SELECT * FROM unnest($1::text[], $2::text[]))
 
 -- name: backlog
 SELECT
-    (SELECT count(*) FROM runs WHERE finished_at IS NULL AND ($1::text[] IS NULL OR handler = ANY ($1))),
+    (SELECT count(*) FROM runs
+     WHERE finished_at IS NULL AND ($1::text[] IS NULL OR handler = ANY ($1)) AND NOT asleep),
     (SELECT count(*) FROM runs
      WHERE finished_at IS NULL AND ($1::text[] IS NULL OR handler = ANY ($1)) AND crashes >= $2),
     (SELECT count(*) FROM outbox WHERE reason IS NULL),

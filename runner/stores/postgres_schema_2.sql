@@ -1,4 +1,4 @@
--- The tables of the PostgreSQL store, version 2: idempotency keys, what persons ask of runs, commands and answers.
+-- The tables of the PostgreSQL store, version 2: idempotency keys, what persons ask of runs, what runs wait for.
 
 ALTER TABLE runs
     ADD COLUMN key text,
@@ -18,7 +18,8 @@ CREATE TABLE declared_objects (
 
 ALTER TABLE runs
     ADD COLUMN caller text,  -- who waits for the reply, if a command began the run
-    ADD COLUMN woken boolean NOT NULL DEFAULT false;  -- an answer came while a runner had it
+    ADD COLUMN woken boolean NOT NULL DEFAULT false,  -- something came for it while a runner had it
+    ADD COLUMN asleep boolean NOT NULL DEFAULT false;  -- in a wait of the flow's own
 
 CREATE TABLE commands (
     id text PRIMARY KEY,
@@ -34,3 +35,25 @@ CREATE TABLE callers (
     caller text NOT NULL,
     PRIMARY KEY (run_id, correlation_id)
 );
+
+CREATE TABLE waits (
+    token text NOT NULL,
+    run_id text COLLATE "C" NOT NULL,
+    cancels boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (token, run_id)
+);
+
+CREATE INDEX waits_of ON waits (run_id);
+
+CREATE TABLE arrivals (
+    position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    token text NOT NULL,
+    source text NOT NULL,
+    id text NOT NULL,
+    received_at text COLLATE "C" NOT NULL,
+    arrival text NOT NULL,
+    data bytea NOT NULL,
+    UNIQUE (token, source, id)
+);
+
+CREATE INDEX arrivals_old ON arrivals (received_at);

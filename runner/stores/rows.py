@@ -13,6 +13,7 @@ from runner.plan import Binding, Exchange, Queue, Topology
 from runner.records import (
     HELD,
     Answer,
+    Arrival,
     Caller,
     Change,
     DeadLetter,
@@ -36,6 +37,7 @@ _exchange = msgspec.json.Decoder(Exchange).decode
 _queue = msgspec.json.Decoder(Queue).decode
 _binding = msgspec.json.Decoder(Binding).decode
 _letter = msgspec.json.Decoder(DeadLetter).decode
+_arrival = msgspec.json.Decoder(Arrival).decode
 _answer = msgspec.json.Decoder(Answer).decode
 caller = msgspec.json.Decoder(Caller).decode
 intervention = msgspec.json.Decoder(Intervention).decode
@@ -124,8 +126,14 @@ def outbox_row(row: Sequence[Any]) -> OutboxRow:
     return OutboxRow(position=position, outgoing=outgoing, reason=reason)
 
 
-def stored_run(row: Sequence[Any], bodies: Iterable[str], answers: Iterable[str] = ()) -> StoredRun:
-    """Of the columns of `runs` that the query `run` names, the run's records in order, and its commands' answers."""
+def stored_run(
+    row: Sequence[Any],
+    bodies: Iterable[str],
+    answers: Iterable[str] = (),
+    arrivals: Iterable[Sequence[Any]] = (),
+) -> StoredRun:
+    """Of the columns of `runs` that the query `run` names, the run's records in order, its commands' answers, and
+    what came of what it waits for."""
     ident, flow, handler, plan_hash, state, trigger, trace, data, started_at, *rest = row
     finished_at, due_at, error, crashes, key, request, sender = rest
     return StoredRun(
@@ -149,6 +157,7 @@ def stored_run(row: Sequence[Any], bodies: Iterable[str], answers: Iterable[str]
         error=_error(error) if error else None,
         request=intervention(request) if request else None,
         answers=tuple(_answer(answer) for answer in answers),
+        arrivals=tuple(arrival(came) for came in arrivals),
     )
 
 
@@ -171,6 +180,37 @@ def declared_topology(found: Iterable[Sequence[str]]) -> Topology:
         queues=tuple(_queue(body) for body in bodies["queue"]),
         bindings=tuple(_binding(body) for body in bodies["binding"]),
     )
+
+
+def arrival_values(arrival: Arrival) -> tuple[str, str, str, str, str, bytes]:
+    """token, source, id, received_at, arrival (without its data), data."""
+    described = text(msgspec.structs.replace(arrival, data=b""))
+    return arrival.token, arrival.meta.source, arrival.meta.id, arrival.received_at, described, arrival.data
+
+
+def wait_values(change: Change) -> list[tuple[str, str, bool]]:
+    """token, run_id, cancels of each."""
+    waits = [(token, change.run_id, False) for token in change.tokens]
+    return waits + [(token, change.run_id, True) for token in change.cancel_tokens]
+
+
+def cancel_values(arrival: Arrival) -> tuple[str, str]:
+    """request, at: of an event that cancels."""
+    meta = arrival.meta
+    request = Intervention(
+        action="cancel",
+        by=f"event {meta.type}",
+        at=arrival.received_at,
+        was=RunState.RUNNING,
+        reason=f"id {meta.id} from {meta.source}",
+    )
+    return text(request), arrival.received_at
+
+
+def arrival(row: Sequence[Any]) -> Arrival:
+    """Of arrival, data."""
+    described, data = row
+    return msgspec.structs.replace(_arrival(described), data=bytes(data))
 
 
 def run_summary(row: Sequence[Any]) -> RunSummary:

@@ -18,6 +18,7 @@ from runner.plan import Topology
 from runner.records import (
     SUSPECT_CRASHES,
     Answer,
+    Arrival,
     Backlog,
     Caller,
     Change,
@@ -172,6 +173,24 @@ class SqliteStore:
 
         return await self._file.write(give)
 
+    async def arrive(self, arrivals: Sequence[Arrival]) -> None:
+        """See `Mailbox.arrive`."""
+
+        def keep(connection: sqlite3.Connection) -> None:
+            for arrival in arrivals:
+                if connection.execute(_SQL["arrive"], rows.arrival_values(arrival)).rowcount:
+                    for run_id, cancels in connection.execute(_SQL["waiting"], (arrival.token,)).fetchall():
+                        if cancels:
+                            connection.execute(_SQL["request"], (*rows.cancel_values(arrival), run_id))
+                        else:
+                            connection.execute(_SQL["wake"], (run_id,))
+
+        await self._file.write(keep)
+
+    async def forget_arrivals(self) -> None:
+        """See `Mailbox.forget_arrivals`."""
+        await self._file.write(lambda c: c.execute(_SQL["forget_arrivals"]))
+
     async def add_caller(self, run_id: str, caller: Caller) -> None:
         """See `Mailbox.add_caller`."""
         values = (run_id, caller.correlation_id, rows.text(caller))
@@ -294,6 +313,7 @@ def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
             "forgive": change.forgive,
             "limit": SUSPECT_CRASHES,
             "key_until": change.key_until,
+            "asleep": change.asleep,
             "id": change.run_id,
             "owner": owner,
         }
@@ -304,6 +324,9 @@ def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
     connection.executemany(_SQL["add_record"], rows.record_values(change))
     connection.executemany(_SQL["add_event"], [rows.event_values(event) for event in change.events])
     connection.executemany(_SQL["add_command"], [(command, change.run_id) for command in change.commands])
+    connection.executemany(_SQL["add_wait"], rows.wait_values(change))
+    if change.finished_at is not None:
+        connection.execute(_SQL["forget_waits"], (change.run_id,))
     connection.executemany(_SQL["add_outgoing"], [rows.outgoing_values(message) for message in change.outgoing])
     return True
 
@@ -323,7 +346,8 @@ def _find(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
         return _find(connection, near[0][0]) if near else None
     bodies = (body for (body,) in connection.execute(_SQL["records"], (row[0],)).fetchall())
     answers = (answer for (answer,) in connection.execute(_SQL["answers"], (row[0],)).fetchall())
-    return rows.stored_run(row, bodies, answers)
+    arrivals = connection.execute(_SQL["arrivals"], (row[0], row[8])).fetchall()
+    return rows.stored_run(row, bodies, answers, arrivals)
 
 
 def _readable(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:

@@ -15,6 +15,7 @@ ON CONFLICT DO NOTHING
 UPDATE runs SET state = :state,
     due_at = CASE WHEN :due_at IS NOT NULL AND woken THEN '0001-01-01T00:00:00.000Z' ELSE :due_at END,
     woken = CASE WHEN :due_at IS NULL THEN woken ELSE 0 END,
+    asleep = :asleep,
     finished_at = :finished_at, error = :error, owner = :holder,
     crashes = CASE
         WHEN :forgive THEN 0
@@ -53,6 +54,27 @@ WHERE id = ? AND finished_at IS NULL
 -- name: answers
 SELECT answer FROM commands WHERE run_id = ? AND answer IS NOT NULL
 
+-- name: add_wait
+INSERT INTO waits (token, run_id, cancels) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
+
+-- name: forget_waits
+DELETE FROM waits WHERE run_id = ?
+
+-- name: arrive
+INSERT INTO arrivals (token, source, id, received_at, arrival, data) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+
+-- name: waiting
+SELECT run_id, cancels FROM waits WHERE token = ?
+
+-- name: arrivals  since the run began, the earliest first
+SELECT arrivals.arrival, arrivals.data FROM arrivals JOIN waits ON waits.token = arrivals.token
+WHERE waits.run_id = ?1 AND NOT waits.cancels AND arrivals.received_at >= ?2 ORDER BY arrivals.position
+
+-- name: forget_arrivals
+DELETE FROM arrivals WHERE received_at < (
+    SELECT coalesce(min(started_at), '9999') FROM runs WHERE finished_at IS NULL
+)
+
 -- name: add_caller
 INSERT INTO callers (run_id, correlation_id, caller) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
 
@@ -90,7 +112,7 @@ LIMIT ?3
 UPDATE runs SET owner = ?1, due_at = NULL WHERE id = ?2
 
 -- name: request
-UPDATE runs SET request = ?1, due_at = CASE WHEN owner IS NULL THEN ?2 ELSE due_at END
+UPDATE runs SET request = coalesce(request, ?1), due_at = CASE WHEN owner IS NULL THEN ?2 ELSE due_at END
 WHERE id = ?3 AND finished_at IS NULL
 
 -- name: lost
@@ -100,7 +122,7 @@ SELECT id FROM runs WHERE id IN (SELECT value FROM json_each(?1)) AND owner IS N
 SELECT id, request FROM runs WHERE request IS NOT NULL AND owner = ?
 
 -- name: own_run  a crash is counted before it runs again; a suspect's by who runs it
-UPDATE runs SET owner = ?1, due_at = NULL, woken = 0, crashes = crashes + (?2 AND crashes < ?4) WHERE id = ?3
+UPDATE runs SET owner = ?1, due_at = NULL, woken = 0, asleep = 0, crashes = crashes + (?2 AND crashes < ?4) WHERE id = ?3
 
 -- name: put_down  the runs of who leaves are due at once; it is no crash
 UPDATE runs SET owner = NULL, due_at = started_at WHERE finished_at IS NULL AND owner = ?
@@ -162,7 +184,7 @@ DELETE FROM dead_letters WHERE id = ? AND received_at = ?
 -- name: backlog
 SELECT
     (SELECT count(*) FROM runs
-     WHERE finished_at IS NULL AND (?1 IS NULL OR handler IN (SELECT value FROM json_each(?1)))),
+     WHERE finished_at IS NULL AND (?1 IS NULL OR handler IN (SELECT value FROM json_each(?1))) AND NOT asleep),
     (SELECT count(*) FROM runs
      WHERE finished_at IS NULL AND (?1 IS NULL OR handler IN (SELECT value FROM json_each(?1))) AND crashes >= ?2),
     (SELECT count(*) FROM outbox WHERE reason IS NULL),

@@ -1,4 +1,4 @@
--- The tables of the SQLite store, version 2: idempotency keys, what persons ask of runs, commands and their answers.
+-- The tables of the SQLite store, version 2: idempotency keys, what persons ask of runs, what runs wait for.
 
 ALTER TABLE runs ADD COLUMN key TEXT;
 
@@ -21,6 +21,8 @@ ALTER TABLE runs ADD COLUMN caller TEXT;
 
 ALTER TABLE runs ADD COLUMN woken INTEGER NOT NULL DEFAULT 0;
 
+ALTER TABLE runs ADD COLUMN asleep INTEGER NOT NULL DEFAULT 0;
+
 CREATE TABLE commands (
     id TEXT PRIMARY KEY,
     run_id TEXT NOT NULL,
@@ -35,3 +37,25 @@ CREATE TABLE callers (
     caller TEXT NOT NULL,
     PRIMARY KEY (run_id, correlation_id)
 ) WITHOUT ROWID;
+
+CREATE TABLE waits (
+    token TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    cancels INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (token, run_id)
+) WITHOUT ROWID;
+
+CREATE INDEX waits_of ON waits (run_id);
+
+CREATE TABLE arrivals (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    token TEXT NOT NULL,
+    source TEXT NOT NULL,
+    id TEXT NOT NULL,
+    received_at TEXT NOT NULL,
+    arrival TEXT NOT NULL,
+    data BLOB NOT NULL,
+    UNIQUE (token, source, id)
+);
+
+CREATE INDEX arrivals_old ON arrivals (received_at);

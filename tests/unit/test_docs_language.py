@@ -181,7 +181,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "route without to": {"routes": [{"on": "a"}]},
     "two actions": as_flow([{"emit": "a", "stop": True}]),
     "no action": as_flow([{"id": "a"}]),
-    "an action that does not work yet": as_flow([{"wait": "1h"}]),
+    "an action that does not work yet": as_flow([{"parallel": {"branches": {}}}]),
     "stop: false": as_flow([{"stop": False}]),
     "empty set": as_flow([{"set": {}}]),
     "pivot of a set": as_flow([{"set": {"a": 1}, "pivot": True}]),

@@ -14,7 +14,7 @@ from runner.source import MappingNode, ScalarNode
 
 _META = frozenset({"id", "type", "source", "subject", "time", "correlation_id", "causation_id"})
 _RUN = frozenset({"id", "started_at"})
-_STEP = frozenset({"output", "state", "error", "attempts"})
+_STEP = frozenset({"output", "state", "error", "attempts", "event"})
 _ERROR = frozenset({"type", "message", "retryable", "details", "step"})
 _ROUTE = frozenset({"event", "meta", "env"})
 _IN_STEPS = _ROUTE | {"steps", "vars", "run", "secrets"}
@@ -49,6 +49,9 @@ def _handler(flow: FlowDecl, handler: HandlerDecl, *, is_command: bool) -> Itera
     seen = frozenset({"command" if is_command else "event"})
     if isinstance(idempotency, MappingNode) and isinstance(key := idempotency.get("key"), ScalarNode):
         yield from _template(key, _Place(flow, _ROUTE - {"event"} | seen))
+    for cancel in handler.cancel_on:
+        for node in scalars(cancel.match):
+            yield from _template(node, _Place(flow, _ROUTE - {"event"} | seen))
     every = {step.id: step for step in all_steps(handler.steps + handler.on_failure)}
     place = _Place(flow, _IN_STEPS - {"event"} | seen, {}, set(), every)
     yield from _steps(handler.steps, place)
@@ -66,6 +69,7 @@ def _steps(steps: tuple[StepDecl, ...], place: _Place) -> Iterator[Diagnostic]:
 
 def _step(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
     yield from _bare(step.when, place)
+    yield from _bare(step.until, place)
     yield from _values(step, place)
     for branch in step.branches:
         yield from _bare(branch.when, place)

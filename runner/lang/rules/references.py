@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from runner.diagnostics import Diagnostic, did_you_mean
 from runner.lang.declare import FlowDecl, RouteDecl
 from runner.lang.project import Declarations
-from runner.source import Span
+from runner.source import ScalarNode, Span
 
 
 def check(project: Declarations) -> Iterator[Diagnostic]:
@@ -16,6 +16,8 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
         for flow in project.flows:
             for route in flow.routes:
                 yield from _route(project, flow, route)
+    for handler in project.handlers.values() if project.complete else ():
+        yield from _events(project, [cancel.event for cancel in handler.cancel_on])
     for _, _, step in project.steps():
         if project.complete and step.action == "emit" and step.name is not None and step.name not in project.events:
             yield Diagnostic(
@@ -24,8 +26,18 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
                 span=step.target.span,
                 help=did_you_mean(step.name, project.events) or _declare_it(project),
             )
+        if project.complete:
+            yield from _events(project, step.awaited)
         if step.action == "use" and step.name is not None:
             yield from _plugin(project, step.name, step.target.span)
+
+
+def _events(project: Declarations, named: Iterable[ScalarNode]) -> Iterator[Diagnostic]:
+    for node in named:
+        name = str(node.value)
+        if name not in project.events:
+            help = did_you_mean(name, project.events) or _declare_it(project)
+            yield Diagnostic(code="FR201", summary=f'no event named "{name}"', span=node.span, help=help)
 
 
 def _route(project: Declarations, flow: FlowDecl, route: RouteDecl) -> Iterator[Diagnostic]:
