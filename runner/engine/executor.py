@@ -223,9 +223,10 @@ class Executor:
         failed = run.history.attempts.get(key, [])
         attempt = len(failed) + 1
         # After a timeout the same command goes out again; a failed reply is followed by a new one.
-        again = sent if failed and failed[-1].unknown else None
-        answered_late = again is not None and again.command_id in run.answers
-        if sent is None or (sent.attempt < attempt and not answered_late):
+        again = sent if failed and failed[-1].unknown else run.history.unanswered.get(key)
+        if again is not None and again.command_id in run.answers:
+            sent = again  # it was answered late
+        elif sent is None or sent.attempt < attempt:
             if (not_now := self._not_now(run, step, key)) is not None:
                 return not_now
             return self._send_out(run, step, key, scope, attempt, again)
