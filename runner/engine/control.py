@@ -104,8 +104,13 @@ class Hand:
         await self._mind_the_key(run)
         tries = sum(isinstance(r, Intervention) and r.anew is not None for r in run.records)
         anew = str(uuid.uuid5(_AGAIN, f"{started.run_id}\0{tries}"))
+        caller = started.caller  # whom it told already that it failed, and who waits no longer
         again: RunStarted = msgspec.structs.replace(
-            started, run_id=anew, plan_hash=program.plan_hash, started_at=self._at
+            started,
+            run_id=anew,
+            plan_hash=program.plan_hash,
+            started_at=self._at,
+            caller=None if caller is None else msgspec.structs.replace(caller, expires_at=None),
         )
         note = self._intervention("retry", run, anew=anew)
         # If the run stands already, an earlier retry got so far and no further.
