@@ -336,9 +336,9 @@ class Executor:
 
     def _not_now(self, run: Run, step: Use | Send, key: str) -> Failed | Parked | None:
         """Whether an attempt is too late; or too early: a late answer to another command wakes the run as well."""
-        failed = run.history.attempts.get(key)
+        failed = run.history.attempts.get(key, [])
         if (over := self._over(run, step)) is not None:
-            return replace(over, unknown=bool(failed) and failed[-1].unknown)
+            return replace(over, unknown=any(last.unknown for last in failed[-1:]))
         retry_at = parse_time(failed[-1].retry_at) if failed else None
         if retry_at is None or self._clock.now() >= retry_at:
             return None

@@ -201,9 +201,9 @@ class History:
 
     def _forget(self, step_id: str) -> None:
         ended = self.finished.get(step_id)
-        if step_id in self.sent and ended is not None and ended.unknown and ended.error is not None:
-            if ended.error.type == "timeout":  # another error is an answer's, which the same command gets again
-                self.unanswered[step_id] = self.sent[step_id]
+        error = ended.error if ended is not None and ended.unknown else None
+        if step_id in self.sent and error is not None and error.type == "timeout":  # another error is an answer's
+            self.unanswered[step_id] = self.sent[step_id]
         for known in (self.attempts, self.branches, self.caught, self._open, self.sent):
             known.pop(step_id, None)
         self._unfinish(step_id)
