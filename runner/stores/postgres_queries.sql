@@ -79,14 +79,14 @@ WHERE id = $1 AND finished_at IS NULL
 SELECT run_id, answer FROM commands WHERE run_id = ANY ($1::text[]) AND answer IS NOT NULL
 
 -- name: add_caller
-INSERT INTO callers (run_id, correlation_id, caller) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING
+INSERT INTO callers (run_id, correlation_id, reply_to, caller) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING
 
 -- name: served_callers
 SELECT callers.run_id, callers.caller FROM callers JOIN runs ON runs.id = callers.run_id
 WHERE runs.finished_at IS NOT NULL LIMIT $1
 
 -- name: drop_caller
-DELETE FROM callers WHERE run_id = $1 AND correlation_id = $2
+DELETE FROM callers WHERE run_id = $1 AND correlation_id = $2 AND reply_to = $3
 
 -- name: add_outgoing
 INSERT INTO outbox (exchange, routing_key, properties, body, mandatory)
