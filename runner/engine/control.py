@@ -103,8 +103,13 @@ class Hand:
             raise RefusedError(f"run {started.run_id}: there is no handler {started.handler} any more")
         await self._mind_the_key(run)
         anew = str(uuid.uuid5(_AGAIN, started.run_id))
+        caller = started.caller  # whom it told already that it failed, and who waits no longer
         again: RunStarted = msgspec.structs.replace(
-            started, run_id=anew, plan_hash=program.plan_hash, started_at=self._at
+            started,
+            run_id=anew,
+            plan_hash=program.plan_hash,
+            started_at=self._at,
+            caller=None if caller is None else msgspec.structs.replace(caller, expires_at=None),
         )
         note = self._intervention("retry", run, anew=anew)
         begun = await self._store.commit(Change(run_id=anew, state=RunState.RUNNING, started=again, due_at=self._at))

@@ -305,9 +305,12 @@ class Executor:
         failed = run.history.attempts.get(key, [])
         attempt = len(failed) + 1
         # After a timeout the same command goes out again; a failed reply is followed by a new one.
-        again = sent if failed and failed[-1].unknown else None
-        answered_late = again is not None and again.command_id in run.answers
-        if sent is None or (sent.attempt < attempt and not answered_late):
+        again = sent if failed and failed[-1].unknown else run.history.unanswered.get(key)
+        if again is not None and again.command_id in run.answers:
+            sent = again  # it was answered late
+        elif sent is None or sent.attempt < attempt:
+            if (not_now := self._not_now(run, step, key)) is not None:
+                return not_now
             return self._send_out(run, step, key, scope, attempt, again)
         declared = run.plan.commands[step.command]
         started, deadline = parse_time(sent.sent_at), parse_time(sent.deadline)
@@ -368,6 +371,8 @@ class Executor:
 
     async def _use(self, run: Run, step: Use, key: str, scope: Scope) -> Done | Failed | Parked:
         """Try once; a failure that is to be repeated parks the run until then."""
+        if (not_now := self._not_now(run, step, key)) is not None:
+            return not_now
         inputs = _own(step.inputs(scope))
         if not isinstance(inputs, dict):
             message = "`with` must give an object"
@@ -412,6 +417,16 @@ class Executor:
             if not run.is_to_be_cancelled:
                 raise
             return replace(_cancelled(run, step), unknown=True)
+
+    def _not_now(self, run: Run, step: Use | Send, key: str) -> Failed | Parked | None:
+        """Whether an attempt is too late; or too early: a late answer to another command wakes the run as well."""
+        failed = run.history.attempts.get(key, [])
+        if (over := self._over(run, step)) is not None:
+            return replace(over, unknown=any(last.unknown for last in failed[-1:]))
+        retry_at = parse_time(failed[-1].retry_at) if failed else None
+        if retry_at is None or self._clock.now() >= retry_at:
+            return None
+        return Parked(retry_at if run.deadline is None else min(retry_at, run.deadline))
 
     def _retry(
         self, run: Run, step: Use | Send, key: str, failure: Failed, attempt: int, started: datetime

@@ -60,6 +60,8 @@ class History:
         """Events that some wait got, as (source, id)."""
         self.sent: dict[str, CommandSent] = {}
         """The latest command of a step, by the step's id."""
+        self.unanswered: dict[str, CommandSent] = {}
+        """Commands that timed out, of steps that a person lets try again: they go out again under their ids."""
         self.asked: dict[str, int] = {}
         """How many commands it has sent; one that goes out again under its id counts once."""
         self.reply: ReplySent | None = None
@@ -79,11 +81,13 @@ class History:
                 self.taken.update(record.events)
             case CommandSent():
                 self._open[record.step_id] = self.sent[record.step_id] = record
+                self.unanswered.pop(record.step_id, None)
                 self.asked[record.step_id] = self.asked.get(record.step_id, 0) + record.is_new
             case ReplySent():
                 self.reply = record
             case AttemptFailed():
                 self.attempts.setdefault(record.step_id, []).append(record)
+                self.unanswered.pop(record.step_id, None)
                 self._over(record.step_id)
                 self._tried(record.step_id, unknown=record.unknown)
             case BranchTaken():
@@ -206,6 +210,10 @@ class History:
                 ids.remove(step_id)
 
     def _forget(self, step_id: str) -> None:
+        ended = self.finished.get(step_id)
+        error = ended.error if ended is not None and ended.unknown else None
+        if step_id in self.sent and error is not None and error.type == "timeout":  # another error is an answer's
+            self.unanswered[step_id] = self.sent[step_id]
         for known in (self.attempts, self.branches, self.caught, self._open, self.sent, self.waits):
             known.pop(step_id, None)
         self._unfinish(step_id)

@@ -299,7 +299,7 @@ class _Compiler:
             case "use":
                 return _use(step, common, retry_policy(defaults, step.node.get("retry")))
             case "command":
-                return self._send(step, common, send_policy(step.node.get("retry")))
+                return self._send(step, common, send_policy(step.node.get("retry"), defaults))
             case "emit":
                 return _emit(step, common)
             case "set":

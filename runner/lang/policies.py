@@ -41,9 +41,9 @@ def retry_policy(defaults: RetryPolicy, node: Node | None) -> RetryPolicy:
     return replace(defaults, **changes)
 
 
-def send_policy(node: Node | None) -> RetryPolicy:
-    """A command's policy: once, unless the step itself says how often."""
-    return RetryPolicy(max_attempts=1) if node is None else retry_policy(RetryPolicy(), node)
+def send_policy(node: Node | None, defaults: RetryPolicy) -> RetryPolicy:
+    """A command's policy: once, unless the step itself has one; that overrides the handler's key by key."""
+    return RetryPolicy(max_attempts=1) if node is None else retry_policy(defaults, node)
 
 
 def undo_policy(node: Node | None) -> RetryPolicy:

@@ -304,7 +304,7 @@ class PostgresStore:
 
     async def add_caller(self, run_id: str, caller: Caller) -> None:
         """See `Mailbox.add_caller`."""
-        values = (run_id, _storable(caller.correlation_id), _storable(rows.text(caller)))
+        values = tuple(map(_storable, (*rows.caller_values(run_id, caller), rows.text(caller))))
         await self._with(lambda c: c.execute(_SQL["add_caller"], *values))
 
     async def served_callers(self, limit: int) -> Sequence[tuple[str, Caller]]:
@@ -314,7 +314,8 @@ class PostgresStore:
 
     async def drop_caller(self, run_id: str, caller: Caller) -> None:
         """See `Mailbox.drop_caller`."""
-        await self._with(lambda c: c.execute(_SQL["drop_caller"], run_id, _storable(caller.correlation_id)))
+        values = tuple(map(_storable, rows.caller_values(run_id, caller)))
+        await self._with(lambda c: c.execute(_SQL["drop_caller"], *values))
 
     async def forget_dead(self, owners: Collection[str]) -> None:
         """See `RunControl.forget_dead`."""

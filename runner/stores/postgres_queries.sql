@@ -112,14 +112,14 @@ DELETE FROM arrivals WHERE received_at < (
 )
 
 -- name: add_caller
-INSERT INTO callers (run_id, correlation_id, caller) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING
+INSERT INTO callers (run_id, correlation_id, reply_to, caller) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING
 
 -- name: served_callers
 SELECT callers.run_id, callers.caller FROM callers JOIN runs ON runs.id = callers.run_id
 WHERE runs.finished_at IS NOT NULL LIMIT $1
 
 -- name: drop_caller
-DELETE FROM callers WHERE run_id = $1 AND correlation_id = $2
+DELETE FROM callers WHERE run_id = $1 AND correlation_id = $2 AND reply_to = $3
 
 -- name: add_outgoing
 INSERT INTO outbox (exchange, routing_key, properties, body, mandatory)

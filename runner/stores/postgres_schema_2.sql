@@ -32,8 +32,9 @@ CREATE INDEX commands_of ON commands (run_id);
 CREATE TABLE callers (
     run_id text COLLATE "C" NOT NULL,
     correlation_id text NOT NULL,
+    reply_to text NOT NULL,
     caller text NOT NULL,
-    PRIMARY KEY (run_id, correlation_id)
+    PRIMARY KEY (run_id, correlation_id, reply_to)
 );
 
 CREATE TABLE waits (

@@ -93,6 +93,11 @@ def outgoing_values(message: Outgoing) -> tuple[Any, ...]:
     return message.exchange, message.routing_key, text(message.properties), message.body, message.mandatory
 
 
+def caller_values(run_id: str, caller: Caller) -> tuple[str, str, str]:
+    """run_id, correlation_id, reply_to: what tells one that waits for a run's reply from another."""
+    return run_id, caller.correlation_id, caller.reply_to or ""
+
+
 def letter_values(letter: DeadLetter) -> tuple[str, str, str, str, str, bytes]:
     """id, reason, handler, received_at, letter (without its body), body."""
     described = text(msgspec.structs.replace(letter, body=b""))

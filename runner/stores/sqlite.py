@@ -193,7 +193,7 @@ class SqliteStore:
 
     async def add_caller(self, run_id: str, caller: Caller) -> None:
         """See `Mailbox.add_caller`."""
-        values = (run_id, caller.correlation_id, rows.text(caller))
+        values = (*rows.caller_values(run_id, caller), rows.text(caller))
         await self._file.write(lambda c: c.execute(_SQL["add_caller"], values))
 
     async def served_callers(self, limit: int) -> Sequence[tuple[str, Caller]]:
@@ -203,7 +203,7 @@ class SqliteStore:
 
     async def drop_caller(self, run_id: str, caller: Caller) -> None:
         """See `Mailbox.drop_caller`."""
-        await self._file.write(lambda c: c.execute(_SQL["drop_caller"], (run_id, caller.correlation_id)))
+        await self._file.write(lambda c: c.execute(_SQL["drop_caller"], rows.caller_values(run_id, caller)))
 
     async def forget_dead(self, owners: Collection[str]) -> None:
         """See `RunControl.forget_dead`: the kernel has told already, by the lock that a process holds."""

@@ -76,14 +76,14 @@ DELETE FROM arrivals WHERE received_at < (
 )
 
 -- name: add_caller
-INSERT INTO callers (run_id, correlation_id, caller) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
+INSERT INTO callers (run_id, correlation_id, reply_to, caller) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING
 
 -- name: served_callers
 SELECT callers.run_id, callers.caller FROM callers JOIN runs ON runs.id = callers.run_id
 WHERE runs.finished_at IS NOT NULL LIMIT ?
 
 -- name: drop_caller
-DELETE FROM callers WHERE run_id = ? AND correlation_id = ?
+DELETE FROM callers WHERE run_id = ? AND correlation_id = ? AND reply_to = ?
 
 -- name: add_outgoing
 INSERT INTO outbox (exchange, routing_key, properties, body, mandatory) VALUES (?, ?, ?, ?, ?)

@@ -34,8 +34,9 @@ CREATE INDEX commands_of ON commands (run_id);
 CREATE TABLE callers (
     run_id TEXT NOT NULL,
     correlation_id TEXT NOT NULL,
+    reply_to TEXT NOT NULL,
     caller TEXT NOT NULL,
-    PRIMARY KEY (run_id, correlation_id)
+    PRIMARY KEY (run_id, correlation_id, reply_to)
 ) WITHOUT ROWID;
 
 CREATE TABLE waits (

@@ -28,22 +28,27 @@ from runner.ports import AnyStore, StoreReader
 from runner.records import (
     HELD,
     SUSPECT_CRASHES,
+    Answer,
     AttemptBegun,
     AttemptFailed,
     Backlog,
     BranchTaken,
+    Caller,
     Change,
+    CommandSent,
     DeadLetter,
     Error,
     ErrorCaught,
     EventRecord,
     Intervention,
     Record,
+    ReplySent,
     RunFailed,
     RunStarted,
     RunState,
     StepFinished,
     StepState,
+    StoredRun,
     UndoFinished,
 )
 from runner.times import rfc3339
@@ -189,7 +194,29 @@ _ALL_RECORDS: tuple[Record, ...] = (
     _CANCEL,
     _RETRY,
     AttemptBegun(step_id="step-5", attempt=2, started_at=at(), again=True),
+    CommandSent(step_id="step-6", command_id="c-1", attempt=1, sent_at=at(), deadline=at(9)),
+    CommandSent(step_id="step-6", command_id="c-1", attempt=2, sent_at=at(9), deadline=at(18), is_new=False),
+    ReplySent(at=at(4), result={"text": UNICODE, "none": None}),
+    ReplySent(at=at(5), error=_ERROR),
 )
+
+
+def answer(number: int, result: Any = None) -> Answer:
+    """What came back for the command `c-number`."""
+    return Answer(command_id=f"c-{number}", result=result)
+
+
+def caller(number: int, **fields: Any) -> Caller:
+    """One that waits for a reply."""
+    given: dict[str, Any] = {"command": "pay", "correlation_id": f"c-{number}", "reply_to": "answers", **fields}
+    return Caller(**given)
+
+
+async def the_run(store: StoreReader, number: int) -> StoredRun:
+    """A test's run, which stands."""
+    run = await store.run(run_id(number))
+    assert run is not None
+    return run
 
 
 class StoreContract:
@@ -728,6 +755,163 @@ class StoreContract:
             await store.commit(_keyed(1, key=self.text))
             assert await store.holder("orders.place", self.text, START) == run_id(1)
             assert not await store.commit(_keyed(2, key=self.text))
+
+    # --- commands: their answers, and who waits for one
+
+    async def test_an_answer_makes_a_parked_run_due_at_once_and_comes_with_it(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, state=RunState.WAITING, commands=("c-1",), due_at=at(9999)))
+            assert await store.take(START, 10) == []
+            assert await store.answer(answer(1, {"text": UNICODE}))
+            (taken,) = await store.take(START, 10)
+            assert taken.answers == (answer(1, {"text": UNICODE}),)
+            assert (taken.crashes, taken.state) == (0, RunState.WAITING)
+            assert await store.take(START, 10) == [], "once"
+
+    async def test_an_answer_to_a_run_that_is_going_on_makes_it_due_when_it_is_parked(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, commands=("c-1",)))
+            assert await store.answer(answer(1))
+            assert await store.take(START, 10) == []
+            await store.commit(go_on(1, RunState.WAITING, due_at=at(9999)))
+            (taken,) = await store.take(START, 10)
+            assert taken.answers == (answer(1),)
+            await store.commit(go_on(1, RunState.WAITING, due_at=at(9999)))
+            assert await store.take(START, 10) == [], "what it has been told of wakes it no more"
+
+    async def test_an_answer_that_comes_between_taking_and_parking_is_not_slept_through(self) -> None:
+        async with self.store() as store, self.store() as other:
+            await store.commit(begin(1, state=RunState.WAITING, commands=("c-1", "c-2"), due_at=at(9999)))
+            await other.answer(answer(1))
+            (taken,) = await store.take(START, 10)
+            await other.answer(answer(2))
+            assert taken.answers == (answer(1),)
+            await store.commit(go_on(1, RunState.WAITING, due_at=at(9999)))
+            (again,) = await other.take(START, 10)
+            assert sorted(got.command_id for got in again.answers) == ["c-1", "c-2"]
+
+    async def test_many_answers_at_once_are_all_kept(self) -> None:
+        commands = tuple(f"c-{number}" for number in range(20))
+        async with self.store() as store, self.store() as other:
+            await store.commit(begin(1, state=RunState.WAITING, commands=commands, due_at=at(9999)))
+            stores = [store, other] * 10
+            given = (store.answer(answer(number)) for number, store in enumerate(stores))
+            assert all(await asyncio.gather(*given))
+            (taken,) = await store.take(START, 10)
+            assert {got.command_id for got in taken.answers} == set(commands)
+
+    async def test_of_several_answers_the_first_counts(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, state=RunState.WAITING, commands=("c-1",), due_at=at(9999)))
+            for result in ("first", "second", None):
+                assert await store.answer(answer(1, result))
+            await store.answer(Answer(command_id="c-1", error=_ERROR))
+            assert (await the_run(store, 1)).answers == (answer(1, "first"),)
+
+    async def test_a_failed_answer_comes_back_as_it_was(self) -> None:
+        failed = Answer(command_id="c-1", error=_ERROR)
+        async with self.store() as store:
+            await store.commit(begin(1, commands=("c-1",)))
+            await store.answer(failed)
+            assert (await the_run(store, 1)).answers == (failed,)
+
+    async def test_an_answer_to_a_command_that_no_run_sent_is_nobodys(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, commands=("c-1",)))
+            assert not await store.answer(answer(2))
+            assert not await store.answer(Answer(command_id=f"c-1{self.text}"))
+            assert (await the_run(store, 1)).answers == ()
+
+    async def test_an_answer_is_the_run_that_sent_the_commands_and_no_others(self) -> None:
+        async with self.store() as store:
+            for number in (1, 2):
+                await store.commit(begin(number, state=RunState.WAITING, commands=(f"c-{number}",), due_at=at(9999)))
+            await store.answer(answer(2))
+            assert [run.started.run_id for run in await store.take(START, 10)] == [run_id(2)]
+            assert (await the_run(store, 1)).answers == ()
+
+    async def test_answers_come_whichever_way_the_run_is_got(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, state=RunState.WAITING, commands=("c-1",), due_at=at(9999)))
+            await store.answer(answer(1, "x"))
+            assert (await the_run(store, 1)).answers == (answer(1, "x"),)
+            seized = await store.seize(run_id(1))
+            assert seized is not None
+            assert seized.answers == (answer(1, "x"),)
+
+    async def test_an_answer_to_a_final_run_is_kept_and_wakes_nobody(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, commands=("c-1",)))
+            await store.commit(go_on(1, RunState.FAILED, finished_at=at(3)))
+            assert await store.answer(answer(1))
+            assert await store.take(START, 10) == []
+            run = await the_run(store, 1)
+            assert (run.state, run.finished_at, run.answers) == (RunState.FAILED, at(3), (answer(1),))
+
+    async def test_a_command_that_goes_out_again_is_the_same_and_keeps_its_answer(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, commands=("c-1",), outgoing=(outgoing(1),)))
+            await store.answer(answer(1, "x"))
+            await store.commit(go_on(1, RunState.WAITING, commands=("c-1", "c-2"), due_at=at(9), records=(step(1),)))
+            run = await the_run(store, 1)
+            assert (run.answers, len(run.records)) == ((answer(1, "x"),), 1)
+            assert await store.answer(answer(2))
+
+    async def test_the_command_of_a_run_that_did_not_begin_is_nobodys(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1))
+            assert not await store.commit(begin(1, commands=("c-1",)))
+            assert not await store.answer(answer(1))
+
+    async def test_answers_outlive_a_runner_that_dies(self) -> None:
+        if not self.has_processes:
+            return
+        async with self.killed() as (store, _):
+            await store.commit(begin(3, state=RunState.WAITING, commands=("c-3",), due_at=at(9999)))
+            await store.answer(answer(3))
+            await self.notice_death()
+            taken = {run.started.run_id: run for run in await store.take(START, 10)}
+            assert taken[run_id(3)].answers == (answer(3),)
+
+    async def test_who_sent_a_command_is_known_with_its_run(self) -> None:
+        sender = caller(1, correlation_id=UNICODE, expires_at=at(30))
+        async with self.store() as store:
+            change = begin(1)
+            assert change.started is not None
+            begun = msgspec.structs.replace(change.started, caller=sender)
+            await store.commit(msgspec.structs.replace(change, started=begun))
+            assert (await the_run(store, 1)).started == begun
+
+    async def test_a_caller_is_served_once_the_run_is_final_until_it_is_dropped(self) -> None:
+        async with self.store() as store, self.store() as other:
+            await store.commit(begin(1))
+            await other.add_caller(run_id(1), caller(1, expires_at=at(30)))
+            assert await store.served_callers(10) == []
+            await store.commit(go_on(1, RunState.COMPLETED, finished_at=at(3)))
+            for each in (store, other):
+                assert list(await each.served_callers(10)) == [(run_id(1), caller(1, expires_at=at(30)))]
+            await store.drop_caller(run_id(1), caller(1))
+            assert await other.served_callers(10) == []
+
+    async def test_a_caller_of_a_final_run_is_served_at_once(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, state=RunState.FAILED, finished_at=at(3)))
+            await store.add_caller(run_id(1), caller(1))
+            assert list(await store.served_callers(10)) == [(run_id(1), caller(1))]
+
+    async def test_each_caller_is_served_and_the_same_one_once(self) -> None:
+        """Two may ask under the same id, each with a queue of its own."""
+        callers = [caller(1), caller(2), caller(1, reply_to="elsewhere"), caller(1), caller(1, correlation_id="c \x00")]
+        async with self.store() as store:
+            await store.commit(begin(1, state=RunState.COMPLETED, finished_at=at(3)))
+            for each in callers:
+                await store.add_caller(run_id(1), each)
+            served = await store.served_callers(10)
+            assert len(served) == 4
+            assert len(await store.served_callers(3)) == 3, "no more than asked for"
+            await store.drop_caller(run_id(1), caller(1))
+            left = sorted(one.reply_to or "" for _, one in await store.served_callers(10))
+            assert left == ["answers", "answers", "elsewhere"]
 
     # --- the outbox
 

@@ -15,6 +15,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -362,6 +363,70 @@ class TransportContract:
             assert sorted(set(received)) == [b"1", b"2", b"3"]  # at least once
             await self.put(transport, "q", b"4")
             assert await self.drained(transport, "q") == [b"4"]
+
+    # --- queues for replies
+
+    async def test_a_private_queue_gets_what_is_sent_to_its_name(self) -> None:
+        inbox = Inbox()
+        async with (
+            self.transport() as caller,
+            self.transport() as other,
+            caller.private_queue(self.name("private"), inbox) as queue,
+        ):
+            message = Outgoing(exchange="", routing_key=queue, body=b"hello", properties=_WHOLE, mandatory=True)
+            assert list(await other.publish([message, message])) == [None, None]
+            await inbox.wait(2)
+        assert inbox.bodies == [b"hello"] * 2
+        assert inbox.deliveries[0].properties == _WHOLE
+        assert inbox.deliveries[0].queue == queue
+
+    async def test_a_private_queue_takes_more_than_any_prefetch(self) -> None:
+        """What is handed over is settled: nothing holds up what comes next."""
+        inbox = Inbox()
+        async with self.transport() as transport, transport.private_queue(self.name("private"), inbox):
+            bodies = [str(number).encode() for number in range(300)]
+            await self.put(transport, "private", *bodies)
+            await inbox.wait(300)
+        assert inbox.bodies == bodies
+
+    async def test_a_private_queue_is_gone_once_it_is_left(self) -> None:
+        inbox = Inbox()
+        async with self.transport() as transport:
+            async with transport.private_queue(self.name("private"), inbox):
+                await self.put(transport, "private", b"in time")
+                await inbox.wait(1)
+            (reason,) = await transport.publish([self.to_queue("private", b"late")])
+            assert reason is not None
+            assert "unroutable" in reason
+            (lost,) = await transport.publish([replace(self.to_queue("private", b"late"), mandatory=False)])
+            assert lost is None, "nobody is told of a reply that nobody waits for"
+        assert inbox.bodies == [b"in time"]
+
+    async def test_a_private_queue_is_gone_with_an_error_too_and_its_name_is_free(self) -> None:
+        inbox = Inbox()
+        async with self.transport() as transport:
+            try:
+                async with transport.private_queue(self.name("private"), inbox):
+                    raise KeyError
+            except KeyError:
+                pass
+            async with transport.private_queue(self.name("private"), inbox):
+                await self.put(transport, "private", b"x")
+                await inbox.wait(1)
+        assert inbox.bodies == [b"x"]
+
+    async def test_several_private_queues_get_each_its_own(self) -> None:
+        one, two = Inbox(), Inbox()
+        async with (
+            self.transport() as transport,
+            transport.private_queue(self.name("one"), one),
+            transport.private_queue(self.name("two"), two),
+        ):
+            await self.put(transport, "two", b"2")
+            await self.put(transport, "one", b"1")
+            await one.wait(1)
+            await two.wait(1)
+        assert (one.bodies, two.bodies) == ([b"1"], [b"2"])
 
     # --- consuming
 
