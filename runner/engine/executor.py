@@ -6,55 +6,40 @@ recorded. Nothing is durable before `Run.commit`, and an effect begins only when
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from datetime import timedelta
+from typing import Any
 
 import msgspec
 
 from runner.engine.compensation import is_completed, undo_plan
-from runner.engine.matching import token
+from runner.engine.effects import Effects
 from runner.engine.replies import reply_to
-from runner.engine.retry import Random, delay_before_next, matches
+from runner.engine.results import commit, expression_failed, own
+from runner.engine.retry import Random, matches
 from runner.engine.run import Run
-from runner.errors import ExpressionError, OwnershipError
-from runner.expressions import Scope, holds
-from runner.handler import Context
-from runner.message import decode_json, encode_json
+from runner.engine.waits import Waits
+from runner.errors import ExpressionError
+from runner.expressions import holds
 from runner.outcome import Done, Failed, Outcome, Parked, Stopped
 from runner.plan import Emit, Fail, Send, Set, Step, Stop, Switch, Use, Wait, WaitFor
 from runner.ports import Clock, Handler
 from runner.records import (
-    Arrival,
-    AttemptBegun,
-    AttemptFailed,
     BranchTaken,
-    CommandSent,
     Error,
     ErrorCaught,
-    EventsTaken,
     ReplySent,
     RunFailed,
     RunState,
     StepFinished,
     StepState,
     UndoFinished,
-    WaitBegun,
 )
-from runner.steps import command, emit, fail, switch, use
-from runner.times import parse_time, rfc3339
-from runner.values import clip
-
-NEVER: Final = datetime(9999, 12, 31, tzinfo=UTC)
+from runner.steps import fail, switch
+from runner.times import rfc3339
 
 Extra = Mapping[str, Any]
 """Names that only some places see: `error`, `output`."""
-
-
-class NotOurs(Exception):
-    """The first commit found the run standing already: another delivery of the same message began it."""
 
 
 class Executor:
@@ -70,10 +55,9 @@ class Executor:
         mask: Callable[[str], str],
         draining: Callable[[], bool],
     ) -> None:
-        self._handlers = handlers
+        self._effects = Effects(handlers=handlers, clock=clock, random=random, mask=mask)
+        self._waits = Waits(clock)
         self._clock = clock
-        self._random = random
-        self._mask = mask
         self._draining = draining
 
     async def execute(self, run: Run) -> None:
@@ -82,17 +66,15 @@ class Executor:
         Raises StoreError, and NotOurs if the run was begun by someone else.
         """
         outcome: Outcome = Done()
-        if not run.owned:
-            self._await_cancel(run)
         if run.history.failure is None:
-            outcome = await self._block(run, run.program.steps, {})
+            outcome = await self._forward(run)
             if isinstance(outcome, Failed):
                 self._fail(run, outcome)
         if run.history.failure is not None:
             await self._undo_all(run)
         elif isinstance(outcome, Parked):
             waits = RunState.RUNNING if self._draining() else RunState.WAITING
-            await self._commit(run, waits, due_at=outcome.due_at, asleep=outcome.asleep)
+            await commit(run, waits, due_at=outcome.due_at, asleep=outcome.asleep)
         else:
             await self._complete(run)
 
@@ -106,7 +88,7 @@ class Executor:
         if misfit is None:
             await self._end(run, RunState.COMPLETED)
         else:
-            self._fail(run, self._masked(misfit))
+            self._fail(run, self._effects.masked(misfit))
             await self._undo_all(run)
 
     def _take_reply(self, run: Run) -> Failed | None:
@@ -114,9 +96,9 @@ class Executor:
         if caller is None:
             return None
         try:
-            result = None if program.reply is None else _own(program.reply(run.scope("reply")))
+            result = None if program.reply is None else own(program.reply(run.scope("reply")))
         except ExpressionError as error:
-            return Failed(Error(type="expression", message=f"the reply: {error}", retryable=False))
+            return expression_failed(ExpressionError(f"the reply: {error}"))
         misfit = run.plan.commands[caller.command].check_reply(result)
         if misfit is not None:
             text = f"the reply of {caller.command} does not fit its schema: {misfit}"
@@ -145,9 +127,17 @@ class Executor:
         idempotency = run.program.idempotency
         is_undone = state in (RunState.COMPENSATED, RunState.CANCELLED, RunState.FAILED) and not run.history.pivoted
         until = None if idempotency is None or is_undone else now + timedelta(seconds=idempotency.ttl_s)
-        await self._commit(run, state, finished_at=now, error=error, key_until=until)
+        await commit(run, state, finished_at=now, error=error, key_until=until)
 
     # --- forward
+
+    async def _forward(self, run: Run) -> Outcome:
+        try:
+            if run.is_new:
+                self._waits.await_cancel(run)
+        except ExpressionError as error:
+            return expression_failed(error)
+        return await self._block(run, run.program.steps, {})
 
     async def _block(self, run: Run, steps: tuple[Step, ...], extra: Extra) -> Outcome:
         output: Any = None
@@ -167,7 +157,7 @@ class Executor:
         if run.owned and self._draining():
             return Parked(self._clock.now())
         started_at = self._started_at(run, step)
-        over = self._over(run, step)
+        over = self._effects.over(run, step)
         if over is not None and step.id not in run.history.branches and step.id not in run.history.sent:
             tried = len(run.history.attempts.get(step.id, ()))
             run.note(self._finished(run, step, _state_of(over), started_at, error=over.error, attempts=tried))
@@ -194,22 +184,22 @@ class Executor:
                 return None
             return await self._act(run, step, extra)
         except ExpressionError as error:
-            return _expression_failed(step, error)
+            return expression_failed(error, step.id)
 
     async def _act(self, run: Run, step: Step, extra: Extra) -> Outcome:
         match step:
             case Use():
-                return await self._use(run, step, step.id, run.scope(step.id, **extra))
+                return await self._effects.use(run, step, step.id, run.scope(step.id, **extra))
             case Send():
-                return await self._send(run, step, step.id, run.scope(step.id, **extra))
+                return await self._effects.send(run, step, step.id, run.scope(step.id, **extra))
             case Emit():
-                return self._emit(run, step, run.scope(step.id, **extra))
+                return self._effects.emit(run, step, run.scope(step.id, **extra))
             case Set():
-                return Done(_own(step.values(run.scope(step.id, **extra))))
+                return Done(own(step.values(run.scope(step.id, **extra))))
             case Wait():
-                return self._wait(run, step, run.scope(step.id, **extra))
+                return self._waits.wait(run, step, run.scope(step.id, **extra))
             case WaitFor():
-                return self._wait_for(run, step, run.scope(step.id, **extra))
+                return self._waits.wait_for(run, step, run.scope(step.id, **extra))
             case Switch():
                 return await self._switch(run, step, extra)
             case Fail():
@@ -217,70 +207,6 @@ class Executor:
             case Stop():
                 return Stopped()
         raise AssertionError(f"no such step kind: {step.action}")
-
-    def _await_cancel(self, run: Run) -> None:
-        for cancel in run.program.cancel_on:
-            values = cancel.match(run.scope("cancel_on"))
-            run.await_events([token(cancel.event, cancel.fields, [values[f] for f in cancel.fields])], cancel=True)
-
-    def _wait(self, run: Run, step: Wait, scope: Scope) -> Done | Parked:
-        begun = run.history.waits.get(step.id)
-        if begun is None:
-            until = self._until(step, scope)
-            assert until is not None
-            run.note(WaitBegun(step_id=step.id, at=self._now_text(), until=rfc3339(until)))
-        else:
-            until = parse_time(begun.until or begun.at)
-        return Done() if self._clock.now() >= until else self._asleep(run, until)
-
-    def _wait_for(self, run: Run, step: WaitFor, scope: Scope) -> Done | Failed | Parked:
-        begun = run.history.waits.get(step.id)
-        if begun is None:
-            values = _own(step.match(scope))
-            tokens = tuple(token(event, step.fields, [values[f] for f in step.fields]) for event in step.events)
-            until = self._until(step, scope)
-            run.note(
-                WaitBegun(
-                    step_id=step.id,
-                    at=self._now_text(),
-                    until=None if until is None else rfc3339(until),
-                    tokens=tokens,
-                )
-            )
-            run.await_events(tokens)
-            return Parked(self._clock.now())  # due at once: what came before the wait counts as well
-        wanted = step.count or 1
-        came = [
-            a for a in run.arrivals if a.token in begun.tokens and (a.meta.source, a.meta.id) not in run.history.taken
-        ]
-        if len(came) >= wanted:
-            return self._take(run, step, came[:wanted])
-        until = None if begun.until is None else parse_time(begun.until)
-        if until is not None and self._clock.now() >= until:
-            text = f"{step.target} did not come until {begun.until}"
-            return Failed(Error(type="timeout", message=text, retryable=True, step=step.id))
-        return self._asleep(run, until or NEVER)
-
-    def _take(self, run: Run, step: WaitFor, came: list[Arrival]) -> Done:
-        run.note(EventsTaken(step_id=step.id, events=tuple((a.meta.source, a.meta.id) for a in came)))
-        data = [decode_json(arrival.data) for arrival in came]
-        metas = [asdict(arrival.meta) for arrival in came]
-        return Done(data[0], metas[0]) if step.count is None else Done(data, metas)
-
-    def _until(self, step: Wait | WaitFor, scope: Scope) -> datetime | None:
-        seconds = step.duration_s if isinstance(step, Wait) else step.timeout_s
-        if seconds is not None:
-            return self._clock.now() + timedelta(seconds=seconds)
-        if step.until is None:
-            return None
-        value = step.until.evaluate(scope)
-        try:
-            return parse_time(value)
-        except (TypeError, ValueError):
-            raise ExpressionError(f"`until` must be an RFC 3339 time, and is {clip(repr(value))}") from None
-
-    def _asleep(self, run: Run, until: datetime) -> Parked:
-        return Parked(until if run.deadline is None else min(until, run.deadline), asleep=True)
 
     async def _switch(self, run: Run, step: Switch, extra: Extra) -> Outcome:
         if step.id not in run.history.branches:
@@ -291,174 +217,11 @@ class Executor:
             return Done()
         return await self._block(run, step.branches[taken].steps, extra)
 
-    def _emitter(self, run: Run) -> emit.Emitter:
-        return emit.Emitter(
-            project=run.plan.project,
-            source=f"/flowrun/{run.plan.project}/{run.program.flow}",
-            cause=run.started.trigger,
-            trace=run.started.trace,
-        )
-
-    async def _send(self, run: Run, step: Send, key: str, scope: Scope) -> Done | Failed | Parked:
-        """Send it once, and park until there is an answer, or until it is too late for one."""
-        sent = run.history.sent.get(key)
-        failed = run.history.attempts.get(key, [])
-        attempt = len(failed) + 1
-        # After a timeout the same command goes out again; a failed reply is followed by a new one.
-        again = sent if failed and failed[-1].unknown else run.history.unanswered.get(key)
-        if again is not None and again.command_id in run.answers:
-            sent = again  # it was answered late
-        elif sent is None or sent.attempt < attempt:
-            if (not_now := self._not_now(run, step, key)) is not None:
-                return not_now
-            return self._send_out(run, step, key, scope, attempt, again)
-        declared = run.plan.commands[step.command]
-        started, deadline = parse_time(sent.sent_at), parse_time(sent.deadline)
-        answer = run.answers.get(sent.command_id)
-        if answer is not None:
-            outcome = command.outcome(declared, answer, step.id)
-        elif self._clock.now() < deadline and self._over(run, step) is None:
-            return Parked(deadline)
-        else:
-            outcome = command.unanswered(declared, step.id, (deadline - started).total_seconds())
-        if isinstance(outcome, Done):
-            return outcome
-        if (over := self._over(run, step)) is not None:
-            return replace(over, unknown=outcome.unknown)
-        return self._retry(run, step, key, outcome, attempt, started)
-
-    def _send_out(
-        self, run: Run, step: Send, key: str, scope: Scope, attempt: int, again: CommandSent | None
-    ) -> Failed | Parked:
-        number = run.history.asked.get(key, 0)
-        command_id = again.command_id if again is not None else run.derived(f"{key}\0command\0{number}")
-        now = self._clock.now()
-        deadline = now + timedelta(seconds=self._attempt_limit(run, step, now))
-        assert run.plan.replies is not None
-        try:
-            outgoing = command.build(
-                run.plan.commands[step.command],
-                _own(step.data(scope)),
-                self._emitter(run),
-                command_id,
-                now,
-                deadline,
-                run.plan.replies,
-            )
-        except emit.PayloadError as error:
-            return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=step.id))
-        run.note(
-            CommandSent(
-                step_id=key,
-                command_id=command_id,
-                attempt=attempt,
-                sent_at=rfc3339(now),
-                deadline=rfc3339(deadline),
-                is_new=again is None,
-            )
-        )
-        run.send(command_id, outgoing)
-        return Parked(deadline)
-
-    def _emit(self, run: Run, step: Emit, scope: Scope) -> Done | Failed:
-        event = run.plan.events[step.event]
-        try:
-            record, outgoing = emit.build(event, step.data(scope), self._emitter(run), self._now_text())
-        except emit.PayloadError as error:
-            return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=step.id))
-        run.publish(record, outgoing)
-        return Done({"id": record.meta.id})
-
-    async def _use(self, run: Run, step: Use, key: str, scope: Scope) -> Done | Failed | Parked:
-        """Try once; a failure that is to be repeated parks the run until then."""
-        if (not_now := self._not_now(run, step, key)) is not None:
-            return not_now
-        inputs = _own(step.inputs(scope))
-        if not isinstance(inputs, dict):
-            message = "`with` must give an object"
-            return Failed(Error(type="invalid_input", message=message, retryable=False, step=step.id))
-        failed = run.history.attempts.get(key, [])
-        attempt = len(failed) + 1
-        started = self._clock.now()
-        if run.has_crashed:
-            again, run.was_cut_short = run.was_cut_short, False
-            run.note(AttemptBegun(step_id=key, attempt=attempt, started_at=rfc3339(started), again=again))
-        if run.must_commit:
-            await self._commit(run)
-            started = self._clock.now()
-            if (over := self._over(run, step)) is not None:  # while we committed
-                return over
-        limit = self._attempt_limit(run, step, started)
-        context = Context(
-            run_id=run.id,
-            step_id=key,
-            attempt=attempt,
-            idempotency_key=f"{run.id}/{key}",
-            deadline=started + timedelta(seconds=limit),
-            correlation_id=run.started.trigger.correlation_id,
-            logger=run.logger,
-        )
-        outcome = await self._attempt(run, step, context, inputs, limit)
-        if isinstance(outcome, Done):
-            return Done(self._masked_value(outcome.output)) if run.program.secrets else outcome
-        if (over := self._over(run, step)) is not None:
-            return replace(over, unknown=outcome.unknown)
-        return self._retry(run, step, key, outcome, attempt, started)
-
-    async def _attempt(
-        self, run: Run, step: Use, context: Context, inputs: Mapping[str, Any], limit: float
-    ) -> Done | Failed:
-        try:
-            with run.attempting():
-                return await use.attempt(self._handlers[step.handler], context, inputs, limit)
-        except asyncio.CancelledError:
-            if run.is_lost:
-                raise OwnershipError.of(run.id) from None
-            if not run.is_to_be_cancelled:
-                raise
-            return replace(_cancelled(run, step), unknown=True)
-
-    def _not_now(self, run: Run, step: Use | Send, key: str) -> Failed | Parked | None:
-        """Whether an attempt is too late; or too early: a late answer to another command wakes the run as well."""
-        failed = run.history.attempts.get(key, [])
-        if (over := self._over(run, step)) is not None:
-            return replace(over, unknown=any(last.unknown for last in failed[-1:]))
-        retry_at = parse_time(failed[-1].retry_at) if failed else None
-        if retry_at is None or self._clock.now() >= retry_at:
-            return None
-        return Parked(retry_at if run.deadline is None else min(retry_at, run.deadline))
-
-    def _retry(
-        self, run: Run, step: Use | Send, key: str, failure: Failed, attempt: int, started: datetime
-    ) -> Failed | Parked:
-        failure = self._masked(failure)
-        now = self._clock.now()
-        failed = run.history.attempts.get(key, [])
-        first = parse_time(failed[0].started_at) if failed else started
-        elapsed_s = (now - first).total_seconds()
-        delay_s = delay_before_next(step.retry, failure, attempt, elapsed_s, self._random)
-        if delay_s is None:
-            return failure
-        due_at = now + timedelta(seconds=delay_s)
-        run.note(
-            AttemptFailed(
-                step_id=key,
-                attempt=attempt,
-                started_at=rfc3339(started),
-                failed_at=rfc3339(now),
-                retry_at=rfc3339(due_at),
-                error=failure.error,
-                undo=run.history.failure is not None,
-                unknown=failure.unknown,
-            )
-        )
-        return Parked(due_at if run.deadline is None else min(due_at, run.deadline))
-
     # --- failure
 
     async def _failed(self, run: Run, step: Step, failure: Failed, started_at: str, extra: Extra) -> Outcome:
         """A step has failed for good: one of its catches takes the error, or it goes up."""
-        failure = self._masked(failure)
+        failure = self._effects.masked(failure)
         for number, catch in enumerate(step.catches):
             if failure.of_run or not (catch.types is None or matches(failure.error.type, catch.types)):
                 continue
@@ -511,16 +274,16 @@ class Executor:
             if undo.id in history.undone:
                 continue
             if run.owned and self._draining():
-                await self._commit(run, RunState.COMPENSATING, due_at=self._clock.now(), error=error)
+                await commit(run, RunState.COMPENSATING, due_at=self._clock.now(), error=error)
                 return
             result = {"output": history.finished[step.id].output} if is_completed(history, step.id) else {}
             parked = await self._undo(run, undo, {**shown, **result})
             if parked is not None:
-                await self._commit(run, RunState.COMPENSATING, due_at=parked.due_at, error=error)
+                await commit(run, RunState.COMPENSATING, due_at=parked.due_at, error=error)
                 return
         outcome = await self._block(run, run.program.on_failure, shown)
         if isinstance(outcome, Parked):
-            await self._commit(run, RunState.COMPENSATING, due_at=outcome.due_at, error=error, asleep=outcome.asleep)
+            await commit(run, RunState.COMPENSATING, due_at=outcome.due_at, error=error, asleep=outcome.asleep)
             return
         await self._end(run, _final(run, outcome), error)
 
@@ -533,17 +296,17 @@ class Executor:
             if undo.when is not None and undo.id not in run.history.attempts and not holds(undo.when.evaluate(asked)):
                 state, outcome = StepState.SKIPPED, Done()
             elif isinstance(undo, Use):
-                outcome = await self._use(run, undo, undo.id, run.scope(undo.id, **extra))
+                outcome = await self._effects.use(run, undo, undo.id, run.scope(undo.id, **extra))
             elif isinstance(undo, Send):
-                outcome = await self._send(run, undo, undo.id, run.scope(undo.id, **extra))
+                outcome = await self._effects.send(run, undo, undo.id, run.scope(undo.id, **extra))
             else:
-                outcome = self._emit(run, undo, run.scope(undo.id, **extra))
+                outcome = self._effects.emit(run, undo, run.scope(undo.id, **extra))
         except ExpressionError as error:
-            outcome = _expression_failed(undo, error)
+            outcome = expression_failed(error, undo.id)
         if isinstance(outcome, Parked):
             return outcome
         failed = isinstance(outcome, Failed)
-        outcome = self._masked(outcome) if isinstance(outcome, Failed) else outcome
+        outcome = self._effects.masked(outcome) if isinstance(outcome, Failed) else outcome
         run.note(
             UndoFinished(
                 step_id=undo.id,
@@ -613,56 +376,8 @@ class Executor:
             return failed[0].started_at
         return wait.at if wait is not None else self._now_text()
 
-    def _attempt_limit(self, run: Run, step: Use | Send, now: datetime) -> float:
-        deadline = run.deadline
-        return step.timeout_s if deadline is None else min(step.timeout_s, (deadline - now).total_seconds())
-
-    def _over(self, run: Run, step: Step) -> Failed | None:
-        """The run's own timeout has passed, or a person wants it cancelled."""
-        if run.is_to_be_cancelled:
-            return _cancelled(run, step)
-        if run.deadline is None or self._clock.now() < run.deadline:
-            return None
-        caller = run.started.caller
-        expired = caller is not None and caller.expires_at == rfc3339(run.deadline)
-        limit = run.program.timeout_s or 0.0
-        message = "its caller waits no longer" if expired else f"the run took longer than {limit:g} s"
-        return Failed(Error(type="timeout", message=message, retryable=True, step=step.id), of_run=True)
-
-    def _masked(self, failure: Failed) -> Failed:
-        error = failure.error
-        clean = Error(
-            type=error.type,
-            message=self._mask(error.message),
-            retryable=error.retryable,
-            details=self._masked_value(error.details),
-            step=error.step,
-        )
-        return replace(failure, error=clean)
-
-    def _masked_value(self, value: Any) -> Any:
-        match value:
-            case str():
-                return self._mask(value)
-            case list():
-                return [self._masked_value(item) for item in value]
-            case dict():
-                return {self._mask(key): self._masked_value(item) for key, item in value.items()}
-        return value
-
     def _now_text(self) -> str:
         return rfc3339(self._clock.now())
-
-    async def _commit(self, run: Run, state: RunState | None = None, **how: Any) -> None:
-        if not await run.commit(state, **how):
-            raise NotOurs
-
-
-def _cancelled(run: Run, step: Step) -> Failed:
-    assert run.cancel is not None
-    why = f": {run.cancel.reason}" if run.cancel.reason else ""
-    error = Error(type="cancelled", message=f"cancelled by {run.cancel.by}{why}", retryable=False, step=step.id)
-    return Failed(error, of_run=True)
 
 
 def _state_of(failure: Failed) -> StepState:
@@ -672,19 +387,6 @@ def _state_of(failure: Failed) -> StepState:
 
 def _is_pivot(step: Step) -> bool:
     return isinstance(step, Use | Send | Emit) and step.pivot
-
-
-def _own(value: Any) -> Any:
-    """A copy of an expression's value: `vars` and `steps` change as the run goes on, and a handler may do as it
-    likes with what it got."""
-    try:
-        return decode_json(encode_json(value))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ExpressionError(f"the result is no JSON value: {error}") from None
-
-
-def _expression_failed(step: Step, error: ExpressionError) -> Failed:
-    return Failed(Error(type="expression", message=str(error), retryable=False, step=step.id))
 
 
 def _shown(error: Error) -> dict[str, Any]:

@@ -120,6 +120,11 @@ class Run:
         }
 
     @property
+    def is_new(self) -> bool:
+        """Nothing of what it did is recorded yet."""
+        return self._committed == 0 and not self._records
+
+    @property
     def id(self) -> str:
         """The run's id."""
         return self.started.run_id

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from runner.engine.executor import Executor, NotOurs
+from runner.engine.executor import Executor
 from runner.engine.matching import Patterns, patterns_of
+from runner.engine.results import NotOurs
 from runner.engine.run import Run
 from runner.errors import OwnershipError, StoreError
 from runner.plan import Plan, Program

@@ -13,10 +13,10 @@ from datetime import datetime
 from itertools import count
 
 from runner.engine import intake
-from runner.engine.executor import NotOurs
 from runner.engine.matching import Patterns
 from runner.engine.outbox import Outbox
 from runner.engine.replies import reply_to
+from runner.engine.results import NotOurs
 from runner.engine.run import Run
 from runner.engine.runs import Environment, Runs, Watch
 from runner.errors import EnvelopeError, StoreError, TransportError

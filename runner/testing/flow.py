@@ -12,8 +12,9 @@ from typing import Any
 from runner.diagnostics import Diagnostic
 from runner.engine import intake
 from runner.engine.control import Hand
-from runner.engine.executor import Executor, NotOurs
+from runner.engine.executor import Executor
 from runner.engine.replies import reply_to
+from runner.engine.results import NotOurs
 from runner.engine.run import Run
 from runner.errors import EnvelopeError
 from runner.lang.compile import compile_project

@@ -1,0 +1,241 @@
+"""What a run does to the world: one try at a plugin, a command, an event; and whether there is another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from runner.engine.results import cancelled, commit, own
+from runner.engine.retry import Random, delay_before_next
+from runner.engine.run import Run
+from runner.errors import OwnershipError
+from runner.expressions import Scope
+from runner.handler import Context
+from runner.outcome import Done, Failed, Parked
+from runner.plan import Emit, Send, Step, Use
+from runner.ports import Clock, Handler
+from runner.records import AttemptBegun, AttemptFailed, CommandSent, Error
+from runner.steps import command as command_step
+from runner.steps import emit as emit_step
+from runner.steps import use as use_step
+from runner.times import parse_time, rfc3339
+
+
+class Effects:
+    """Tries steps that reach outside. A failure that is to be repeated parks the run until then.
+
+    `mask` takes secrets out of the texts of errors and results.
+    """
+
+    def __init__(
+        self, *, handlers: Mapping[str, Handler], clock: Clock, random: Random, mask: Callable[[str], str]
+    ) -> None:
+        self._handlers = handlers
+        self._clock = clock
+        self._random = random
+        self._mask = mask
+
+    async def use(self, run: Run, step: Use, key: str, scope: Scope) -> Done | Failed | Parked:
+        """Try once; a failure that is to be repeated parks the run until then."""
+        if (not_now := self._not_now(run, step, key)) is not None:
+            return not_now
+        inputs = own(step.inputs(scope))
+        if not isinstance(inputs, dict):
+            message = "`with` must give an object"
+            return Failed(Error(type="invalid_input", message=message, retryable=False, step=step.id))
+        failed = run.history.attempts.get(key, [])
+        attempt = len(failed) + 1
+        started = self._clock.now()
+        if run.has_crashed:
+            again, run.was_cut_short = run.was_cut_short, False
+            run.note(AttemptBegun(step_id=key, attempt=attempt, started_at=rfc3339(started), again=again))
+        if run.must_commit:
+            await commit(run)
+            started = self._clock.now()
+            if (over := self.over(run, step)) is not None:  # while we committed
+                return over
+        limit = self._attempt_limit(run, step, started)
+        context = Context(
+            run_id=run.id,
+            step_id=key,
+            attempt=attempt,
+            idempotency_key=f"{run.id}/{key}",
+            deadline=started + timedelta(seconds=limit),
+            correlation_id=run.started.trigger.correlation_id,
+            logger=run.logger,
+        )
+        outcome = await self._attempt(run, step, context, inputs, limit)
+        if isinstance(outcome, Done):
+            return Done(self._masked_value(outcome.output)) if run.program.secrets else outcome
+        if (over := self.over(run, step)) is not None:
+            return replace(over, unknown=outcome.unknown)
+        return self._retry(run, step, key, outcome, attempt, started)
+
+    async def _attempt(
+        self, run: Run, step: Use, context: Context, inputs: Mapping[str, Any], limit: float
+    ) -> Done | Failed:
+        try:
+            with run.attempting():
+                return await use_step.attempt(self._handlers[step.handler], context, inputs, limit)
+        except asyncio.CancelledError:
+            if run.is_lost:
+                raise OwnershipError.of(run.id) from None
+            if not run.is_to_be_cancelled:
+                raise
+            return replace(cancelled(run, step), unknown=True)
+
+    async def send(self, run: Run, step: Send, key: str, scope: Scope) -> Done | Failed | Parked:
+        """Send it once, and park until there is an answer, or until it is too late for one."""
+        sent = run.history.sent.get(key)
+        failed = run.history.attempts.get(key, [])
+        attempt = len(failed) + 1
+        # After a timeout the same command goes out again; a failed reply is followed by a new one.
+        again = sent if failed and failed[-1].unknown else run.history.unanswered.get(key)
+        if again is not None and again.command_id in run.answers:
+            sent = again  # it was answered late
+        elif sent is None or sent.attempt < attempt:
+            if (not_now := self._not_now(run, step, key)) is not None:
+                return not_now
+            return self._send_out(run, step, key, scope, attempt, again)
+        declared = run.plan.commands[step.command]
+        started, deadline = parse_time(sent.sent_at), parse_time(sent.deadline)
+        answer = run.answers.get(sent.command_id)
+        if answer is not None:
+            outcome = command_step.outcome(declared, answer, step.id)
+        elif self._clock.now() < deadline and self.over(run, step) is None:
+            return Parked(deadline)
+        else:
+            outcome = command_step.unanswered(declared, step.id, (deadline - started).total_seconds())
+        if isinstance(outcome, Done):
+            return outcome
+        if (over := self.over(run, step)) is not None:
+            return replace(over, unknown=outcome.unknown)
+        return self._retry(run, step, key, outcome, attempt, started)
+
+    def _send_out(
+        self, run: Run, step: Send, key: str, scope: Scope, attempt: int, again: CommandSent | None
+    ) -> Failed | Parked:
+        number = run.history.asked.get(key, 0)
+        command_id = again.command_id if again is not None else run.derived(f"{key}\0command\0{number}")
+        now = self._clock.now()
+        deadline = now + timedelta(seconds=self._attempt_limit(run, step, now))
+        assert run.plan.replies is not None
+        try:
+            outgoing = command_step.build(
+                run.plan.commands[step.command],
+                own(step.data(scope)),
+                self._emitter(run),
+                command_id,
+                now,
+                deadline,
+                run.plan.replies,
+            )
+        except emit_step.PayloadError as error:
+            return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=step.id))
+        run.note(
+            CommandSent(
+                step_id=key,
+                command_id=command_id,
+                attempt=attempt,
+                sent_at=rfc3339(now),
+                deadline=rfc3339(deadline),
+                is_new=again is None,
+            )
+        )
+        run.send(command_id, outgoing)
+        return Parked(deadline)
+
+    def emit(self, run: Run, step: Emit, scope: Scope) -> Done | Failed:
+        """Publish an event; it leaves with the run's next commit."""
+        event = run.plan.events[step.event]
+        try:
+            record, outgoing = emit_step.build(event, step.data(scope), self._emitter(run), rfc3339(self._clock.now()))
+        except emit_step.PayloadError as error:
+            return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=step.id))
+        run.publish(record, outgoing)
+        return Done({"id": record.meta.id})
+
+    def _emitter(self, run: Run) -> emit_step.Emitter:
+        return emit_step.Emitter(
+            project=run.plan.project,
+            source=f"/flowrun/{run.plan.project}/{run.program.flow}",
+            cause=run.started.trigger,
+            trace=run.started.trace,
+        )
+
+    def _retry(
+        self, run: Run, step: Use | Send, key: str, failure: Failed, attempt: int, started: datetime
+    ) -> Failed | Parked:
+        failure = self.masked(failure)
+        now = self._clock.now()
+        failed = run.history.attempts.get(key, [])
+        first = parse_time(failed[0].started_at) if failed else started
+        elapsed_s = (now - first).total_seconds()
+        delay_s = delay_before_next(step.retry, failure, attempt, elapsed_s, self._random)
+        if delay_s is None:
+            return failure
+        due_at = now + timedelta(seconds=delay_s)
+        run.note(
+            AttemptFailed(
+                step_id=key,
+                attempt=attempt,
+                started_at=rfc3339(started),
+                failed_at=rfc3339(now),
+                retry_at=rfc3339(due_at),
+                error=failure.error,
+                undo=run.history.failure is not None,
+                unknown=failure.unknown,
+            )
+        )
+        return Parked(due_at if run.deadline is None else min(due_at, run.deadline))
+
+    def _not_now(self, run: Run, step: Use | Send, key: str) -> Failed | Parked | None:
+        """Whether an attempt is too late; or too early: a late answer to another command wakes the run as well."""
+        failed = run.history.attempts.get(key, [])
+        if (over := self.over(run, step)) is not None:
+            return replace(over, unknown=any(last.unknown for last in failed[-1:]))
+        retry_at = parse_time(failed[-1].retry_at) if failed else None
+        if retry_at is None or self._clock.now() >= retry_at:
+            return None
+        return Parked(retry_at if run.deadline is None else min(retry_at, run.deadline))
+
+    def over(self, run: Run, step: Step) -> Failed | None:
+        """The run's own timeout has passed, or a person wants it cancelled."""
+        if run.is_to_be_cancelled:
+            return cancelled(run, step)
+        if run.deadline is None or self._clock.now() < run.deadline:
+            return None
+        caller = run.started.caller
+        expired = caller is not None and caller.expires_at == rfc3339(run.deadline)
+        limit = run.program.timeout_s or 0.0
+        message = "its caller waits no longer" if expired else f"the run took longer than {limit:g} s"
+        return Failed(Error(type="timeout", message=message, retryable=True, step=step.id), of_run=True)
+
+    def _attempt_limit(self, run: Run, step: Use | Send, now: datetime) -> float:
+        deadline = run.deadline
+        return step.timeout_s if deadline is None else min(step.timeout_s, (deadline - now).total_seconds())
+
+    def masked(self, failure: Failed) -> Failed:
+        """The failure without the secrets that its texts may hold."""
+        error = failure.error
+        clean = Error(
+            type=error.type,
+            message=self._mask(error.message),
+            retryable=error.retryable,
+            details=self._masked_value(error.details),
+            step=error.step,
+        )
+        return replace(failure, error=clean)
+
+    def _masked_value(self, value: Any) -> Any:
+        match value:
+            case str():
+                return self._mask(value)
+            case list():
+                return [self._masked_value(item) for item in value]
+            case dict():
+                return {self._mask(key): self._masked_value(item) for key, item in value.items()}
+        return value
