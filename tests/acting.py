@@ -23,6 +23,8 @@ events:
   told: {schema: {}}
   counted: {schema: {type: object, required: [n], properties: {n: {type: integer}}}, subject: "n/{{ event.n }}"}
   numbered: {schema: {}, subject: "{{ event.n }}"}
+  answer: {external: true, schema: {}}
+  withdrawal: {external: true, schema: {}}
 routes:
   - {on: go, to: h}
 handlers:

@@ -13,6 +13,7 @@ from runner.diagnostics import Diagnostic
 from runner.engine import intake
 from runner.engine.control import Hand
 from runner.engine.executor import Executor
+from runner.engine.matching import patterns_of
 from runner.engine.replies import reply_to
 from runner.engine.results import NotOurs
 from runner.engine.run import Run
@@ -211,6 +212,13 @@ class FlowKit:
     async def answer(self, command_id: str, result: Any = None, *, error: Error | None = None) -> bool:
         """Answer a command that went out; the run that waits for it goes on with `finish`. False if there is none."""
         return await self.store.answer(Answer(command_id=command_id, result=result, error=error))
+
+    async def arrive(self, event: str, payload: Any, *, ident: str | None = None) -> None:
+        """Let an event come that runs may wait for (`wait_for`, `cancel_on`); they go on with `finish`."""
+        assert self.plan.journal is not None, "nothing in this plan waits for an event"
+        delivery = _delivery(self.plan.journal, "test.events", event, encode_json(payload), None, ident)
+        patterns = patterns_of([self.plan])
+        await self.store.arrive(intake.read_arrivals(self.plan, patterns, delivery, self.clock.now()))
 
     async def finish(self, run_id: str, *, limit: int = 100) -> KitRun:
         """Let time go on, from one due moment to the next, until the run is final (or `limit` is reached).
