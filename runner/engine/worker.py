@@ -171,7 +171,7 @@ class Worker:
         """A reply goes to the run that waits for it, wherever that is; one that comes late is kept with it."""
         try:
             answer = intake.read_answer(delivery)
-            known = await self._mailbox.answer(answer)
+            known = intake.says_too_late(answer) or await self._mailbox.answer(answer)
         except EnvelopeError as fault:
             await self._bury_or_give_back(delivery.queue, delivery, fault)
         except StoreError as error:
