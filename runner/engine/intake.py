@@ -101,7 +101,15 @@ def refusal(fault: EnvelopeError) -> Error:
     """What the caller of a command is told that cannot begin."""
     kinds = {"timeout": "timeout", "expression": "expression", "duplicate": "duplicate", "internal": "internal"}
     kind = kinds.get(fault.reason, "invalid_input")
-    return Error(type=kind, message=str(fault), retryable=kind in ("timeout", "internal"))
+    details: dict[str, Any] = {"begun": False} if kind == "timeout" else {}
+    return Error(type=kind, message=str(fault), retryable=kind in ("timeout", "internal"), details=details)
+
+
+def says_too_late(answer: Answer) -> bool:
+    """Whether it says no more than that its command came too late to be begun. The caller's own clock says that,
+    and the same command may have gone out again since: that one's answer counts."""
+    error = answer.error
+    return error is not None and error.type == "timeout" and error.details.get("begun") is False
 
 
 def read_answer(delivery: Delivery) -> Answer:

@@ -197,7 +197,7 @@ class Worker:
         """A reply goes to the run that waits for it, wherever that is; one that comes late is kept with it."""
         try:
             answer = intake.read_answer(delivery)
-            if not await self._mailbox.answer(answer):
+            if not (intake.says_too_late(answer) or await self._mailbox.answer(answer)):
                 raise EnvelopeError("unknown_reply", f"no run here sent a command {answer.command_id}")
         except EnvelopeError as fault:
             await self._bury(delivery.queue, delivery, fault)
