@@ -360,6 +360,19 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Publishes an event by the clock. `name` is `flow.schedule`; `cron` is in `timezone`, an IANA name."""
+
+    name: str
+    flow: str
+    cron: str
+    timezone: str
+    event: str
+    data: Evaluate
+    catch_up: Literal["last", "all", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A project, compiled. `sources` are the files it came from, by name: `sha256` of them is a plan's hash."""
 
@@ -372,6 +385,7 @@ class Plan:
     commands: Mapping[str, Command] = field(default_factory=dict)
     replies: str | None = None
     """The queue to which replies come; None if there is no command to be sent."""
+    schedules: tuple[Schedule, ...] = ()
     journal: str | None = None
     """The queue into which the events come that some step waits for; None if none does."""
     sources: Mapping[str, Mapping[str, str]]

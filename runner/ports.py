@@ -17,6 +17,7 @@ from runner.records import (
     Caller,
     Change,
     DeadLetter,
+    EventRecord,
     Intervention,
     OutboxRow,
     RunSummary,
@@ -220,6 +221,20 @@ class Mailbox(Protocol):
         ...
 
 
+class ScheduleStore(Protocol):
+    """How far each schedule has come."""
+
+    async def begin_schedule(self, name: str, now: datetime) -> datetime:
+        """The last slot of a schedule; for one that is new, `now`, from which it counts."""
+        ...
+
+    async def take_slot(
+        self, name: str, slot: datetime, event: EventRecord | None = None, outgoing: Outgoing | None = None
+    ) -> bool:
+        """Take a slot that is later than the last, and publish its event with it. False if it is taken already."""
+        ...
+
+
 class Doorbell(Protocol):
     """Tells at once what polling would find out later."""
 
@@ -275,7 +290,7 @@ class PlanStore(Protocol):
         ...
 
 
-class AnyStore(Store, StoreReader, RunControl, Mailbox, Doorbell, DeadLetterStore, PlanStore, Protocol):
+class AnyStore(Store, StoreReader, RunControl, Mailbox, ScheduleStore, Doorbell, DeadLetterStore, PlanStore, Protocol):
     """All that the engine and the commands ask of a store."""
 
     async def __aenter__(self) -> AnyStore:

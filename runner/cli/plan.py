@@ -58,6 +58,10 @@ def _text(plan: Plan) -> Iterator[str]:
     yield ""
     bindings = [(b.exchange, b.pattern, b.queue) for b in topology.bindings]
     yield from output.table(["EXCHANGE", "PATTERN", "QUEUE"], bindings)
+    if plan.schedules:
+        yield ""
+        shown = [(s.name, s.cron, s.timezone, s.event) for s in plan.schedules]
+        yield from output.table(["SCHEDULE", "CRON", "TIME ZONE", "EVENT"], shown)
     for program in plan.programs.values():
         yield ""
         yield from _program(program)
@@ -123,6 +127,10 @@ def _as_json(plan: Plan) -> dict[str, object]:
         "queues": [{"name": q.name, "arguments": dict(q.arguments)} for q in plan.topology.queues],
         "bindings": [{"exchange": b.exchange, "queue": b.queue, "pattern": b.pattern} for b in plan.topology.bindings],
         "commands": [{"name": c.name, "handler": c.handler, "timeout_s": c.timeout_s} for c in plan.commands.values()],
+        "schedules": [
+            {"name": s.name, "cron": s.cron, "timezone": s.timezone, "emit": s.event, "catch_up": s.catch_up}
+            for s in plan.schedules
+        ],
         "programs": [_program_json(program) for program in plan.programs.values()],
     }
 

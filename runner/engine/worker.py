@@ -19,10 +19,11 @@ from runner.engine.replies import reply_to
 from runner.engine.results import NotOurs
 from runner.engine.run import Run
 from runner.engine.runs import Environment, Runs, Watch
+from runner.engine.scheduler import Scheduler
 from runner.errors import EnvelopeError, StoreError, TransportError
 from runner.message import Delivery, identity
 from runner.plan import Plan, Program
-from runner.ports import Clock, Doorbell, Mailbox, Store, StoreReader, Transport
+from runner.ports import Clock, Doorbell, Mailbox, ScheduleStore, Store, StoreReader, Transport
 from runner.records import SUSPECT_CRASHES, Caller, Change, DeadLetter, ReplySent, RunStarted, StoredRun
 from runner.times import parse_time, rfc3339
 
@@ -82,6 +83,7 @@ class Worker:
         reader: StoreReader,
         doorbell: Doorbell,
         mailbox: Mailbox,
+        schedules: ScheduleStore,
         runs: Callable[[Callable[[], bool], Watch], Runs],
         environment: Environment,
         clock: Clock,
@@ -105,6 +107,9 @@ class Worker:
         self._patterns: Patterns = {}
         self._runs = runs(lambda: self._draining, self._committed)
         self._outbox = Outbox(store, transport, mailbox)
+        self._scheduler = Scheduler(
+            plan=plan, store=schedules, clock=clock, env=environment.env, poke=self._outbox.poke
+        )
         self._serves_commands = any(program.command is not None for program in programs)
         self._handlers = [program.name for program in programs] if only_these else None
         self._nameless: set[str] = set()
@@ -128,7 +133,9 @@ class Worker:
         self._doorbell.on_ring(self._ring)
         if (await self._reader.backlog(handlers=self._handlers)).suspects:
             self._on_suspects()
-        return (asyncio.create_task(self._outbox.run()), asyncio.create_task(self._take_runs()))
+        work = [self._outbox.run(), self._take_runs()]
+        work += [self._scheduler.run()] if self._plan.schedules else []
+        return tuple(asyncio.create_task(each) for each in work)
 
     async def is_idle(self) -> bool:
         """Nothing is being done, and nothing waits to be done."""

@@ -11,7 +11,7 @@ from typing import TypedDict
 from runner.diagnostics import Diagnostic
 from runner.expressions import Expression, compile_value, parse_expression
 from runner.lang import schema
-from runner.lang.declare import CancelDecl, CommandDecl, FlowDecl, HandlerDecl, StepDecl, declare
+from runner.lang.declare import CancelDecl, CommandDecl, FlowDecl, HandlerDecl, ScheduleDecl, StepDecl, declare
 from runner.lang.load import Sources, load
 from runner.lang.payloads import Payloads
 from runner.lang.policies import duration_s, retry_policy, send_policy, undo_policy
@@ -33,6 +33,7 @@ from runner.plan import (
     Queue,
     RetryPolicy,
     Route,
+    Schedule,
     Send,
     Set,
     Signature,
@@ -150,6 +151,7 @@ class _Compiler:
             events={name: self._event(name) for name in self.declarations.events},
             commands={command.name: self._command(command) for command in self.declarations.commands.values()},
             replies=f"{self.project}.replies" if self.declarations.commands else None,
+            schedules=tuple(_schedule(schedule) for flow in self.declarations.flows for schedule in flow.schedules),
             journal=f"{self.project}.journal" if self._awaited else None,
             programs=programs,
             topology=self._topology(),
@@ -372,6 +374,21 @@ def _use(step: StepDecl, common: _Common, retry: RetryPolicy) -> Use:
 def _emit(step: StepDecl, common: _Common) -> Emit:
     data = compile_value(_inputs(step.inputs))
     return Emit(**common, event=str(step.name), data=data, pivot=_word(step, "pivot") is True)
+
+
+def _schedule(schedule: ScheduleDecl) -> Schedule:
+    assert schedule.cron is not None
+    assert schedule.event is not None
+    catch_up = plain(schedule.body.get("catch_up"))
+    return Schedule(
+        name=schedule.name,
+        flow=schedule.flow,
+        cron=str(schedule.cron.value),
+        timezone="UTC" if schedule.timezone is None else str(schedule.timezone.value),
+        event=str(schedule.event.value),
+        data=compile_value(_inputs(schedule.inputs)),
+        catch_up="all" if catch_up == "all" else "none" if catch_up == "none" else "last",
+    )
 
 
 def _cancel_on(cancel: CancelDecl) -> CancelOn:

@@ -133,6 +133,19 @@ class HandlerDecl:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleDecl:
+    """A schedule as declared."""
+
+    name: str
+    flow: str
+    body: MappingNode
+    cron: ScalarNode | None
+    timezone: ScalarNode | None
+    event: ScalarNode | None
+    inputs: Node | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FlowDecl:
     """A flow file as declared."""
 
@@ -144,6 +157,7 @@ class FlowDecl:
     events: tuple[EventDecl, ...] = ()
     commands: tuple[CommandDecl, ...] = ()
     routes: tuple[RouteDecl, ...] = ()
+    schedules: tuple[ScheduleDecl, ...] = ()
     handlers: tuple[HandlerDecl, ...] = ()
 
 
@@ -165,6 +179,7 @@ def declare(document: Document) -> FlowDecl | None:
         events=tuple(_events(root.get("events"), flow.value, document)),
         commands=tuple(_commands(root.get("commands"), flow.value, document)),
         routes=tuple(_routes(root.get("routes"))),
+        schedules=tuple(_schedules(root.get("schedules"), flow.value)),
         handlers=tuple(_handlers(root.get("handlers"), flow.value)),
     )
 
@@ -225,6 +240,20 @@ def _routes(node: Node | None) -> Iterator[RouteDecl]:
     for item in node.items if isinstance(node, SequenceNode) else ():
         if isinstance(item, MappingNode):
             yield RouteDecl(patterns=_texts(item.get("on")), when=_scalar(item.get("when")), to=_texts(item.get("to")))
+
+
+def _schedules(node: Node | None, flow: str) -> Iterator[ScheduleDecl]:
+    for name, _, body in _mapping(node):
+        if isinstance(body, MappingNode):
+            yield ScheduleDecl(
+                name=f"{flow}.{name}",
+                flow=flow,
+                body=body,
+                cron=_scalar(body.get("cron")),
+                timezone=_scalar(body.get("timezone")),
+                event=_scalar(body.get("emit")),
+                inputs=body.get("with"),
+            )
 
 
 def _handlers(node: Node | None, flow: str) -> Iterator[HandlerDecl]:

@@ -21,7 +21,7 @@ import asyncpg
 import msgspec
 
 from runner.errors import NotFoundError, OwnershipError, StoreError
-from runner.message import new_id
+from runner.message import Outgoing, new_id
 from runner.plan import Topology
 from runner.records import (
     SUSPECT_CRASHES,
@@ -31,6 +31,7 @@ from runner.records import (
     Caller,
     Change,
     DeadLetter,
+    EventRecord,
     Intervention,
     OutboxRow,
     RunSummary,
@@ -39,7 +40,7 @@ from runner.records import (
 )
 from runner.sql import load_queries
 from runner.stores import rows
-from runner.times import rfc3339
+from runner.times import parse_time, rfc3339
 
 LEASE_S = 15.0
 HEARTBEAT_S = 5.0
@@ -316,6 +317,32 @@ class PostgresStore:
         """See `Mailbox.drop_caller`."""
         values = tuple(map(_storable, rows.caller_values(run_id, caller)))
         await self._with(lambda c: c.execute(_SQL["drop_caller"], *values))
+
+    async def begin_schedule(self, name: str, now: datetime) -> datetime:
+        """See `ScheduleStore.begin_schedule`."""
+
+        async def begin(connection: _Connection) -> str:
+            await connection.execute(_SQL["begin_schedule"], name, rfc3339(now))
+            return str(await connection.fetchval(_SQL["last_slot"], name))
+
+        return parse_time(await self._with(begin))
+
+    async def take_slot(
+        self, name: str, slot: datetime, event: EventRecord | None = None, outgoing: Outgoing | None = None
+    ) -> bool:
+        """See `ScheduleStore.take_slot`."""
+
+        async def take(connection: _Connection) -> bool:
+            async with connection.transaction():
+                if await connection.fetchval(_SQL["take_slot"], name, rfc3339(slot)) is None:
+                    return False
+                if event is not None:
+                    await connection.execute(_SQL["add_events"], *_columns([rows.event_values(event)]))
+                if outgoing is not None:
+                    await connection.execute(_SQL["add_outgoing"], *_columns([rows.outgoing_values(outgoing)]))
+            return True
+
+        return await self._with(take)
 
     async def forget_dead(self, owners: Collection[str]) -> None:
         """See `RunControl.forget_dead`."""

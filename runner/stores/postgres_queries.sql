@@ -256,3 +256,12 @@ ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body
 
 -- name: declared
 SELECT kind, body FROM declared_objects ORDER BY kind, name
+
+-- name: begin_schedule
+INSERT INTO schedules (name, slot) VALUES ($1, $2) ON CONFLICT DO NOTHING
+
+-- name: last_slot
+SELECT slot FROM schedules WHERE name = $1
+
+-- name: take_slot
+UPDATE schedules SET slot = $2 WHERE name = $1 AND slot < $2 RETURNING slot

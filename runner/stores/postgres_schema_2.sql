@@ -58,3 +58,8 @@ CREATE TABLE arrivals (
 );
 
 CREATE INDEX arrivals_old ON arrivals (received_at);
+
+CREATE TABLE schedules (
+    name text PRIMARY KEY,
+    slot text NOT NULL
+);

@@ -14,6 +14,7 @@ from types import TracebackType
 import msgspec
 
 from runner.errors import NotFoundError, OwnershipError, StoreError
+from runner.message import Outgoing
 from runner.plan import Topology
 from runner.records import (
     SUSPECT_CRASHES,
@@ -23,6 +24,7 @@ from runner.records import (
     Caller,
     Change,
     DeadLetter,
+    EventRecord,
     Intervention,
     OutboxRow,
     RunStarted,
@@ -33,7 +35,7 @@ from runner.records import (
 from runner.sql import load_queries
 from runner.sqlite_file import SqliteFile
 from runner.stores import rows
-from runner.times import rfc3339
+from runner.times import parse_time, rfc3339
 
 SCRIPTS = ("sqlite_schema.sql", "sqlite_schema_2.sql")
 
@@ -204,6 +206,31 @@ class SqliteStore:
     async def drop_caller(self, run_id: str, caller: Caller) -> None:
         """See `Mailbox.drop_caller`."""
         await self._file.write(lambda c: c.execute(_SQL["drop_caller"], rows.caller_values(run_id, caller)))
+
+    async def begin_schedule(self, name: str, now: datetime) -> datetime:
+        """See `ScheduleStore.begin_schedule`."""
+
+        def begin(connection: sqlite3.Connection) -> str:
+            connection.execute(_SQL["begin_schedule"], (name, rfc3339(now)))
+            return str(connection.execute(_SQL["last_slot"], (name,)).fetchone()[0])
+
+        return parse_time(await self._file.write(begin))
+
+    async def take_slot(
+        self, name: str, slot: datetime, event: EventRecord | None = None, outgoing: Outgoing | None = None
+    ) -> bool:
+        """See `ScheduleStore.take_slot`."""
+
+        def take(connection: sqlite3.Connection) -> bool:
+            if connection.execute(_SQL["take_slot"], (name, rfc3339(slot))).rowcount == 0:
+                return False
+            if event is not None:
+                connection.execute(_SQL["add_event"], rows.event_values(event))
+            if outgoing is not None:
+                connection.execute(_SQL["add_outgoing"], rows.outgoing_values(outgoing))
+            return True
+
+        return await self._file.write(take)
 
     async def forget_dead(self, owners: Collection[str]) -> None:
         """See `RunControl.forget_dead`: the kernel has told already, by the lock that a process holds."""

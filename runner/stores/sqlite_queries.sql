@@ -207,3 +207,12 @@ ON CONFLICT (kind, name) DO UPDATE SET body = excluded.body
 
 -- name: declared
 SELECT kind, body FROM declared_objects ORDER BY kind, name
+
+-- name: begin_schedule
+INSERT INTO schedules (name, slot) VALUES (?, ?) ON CONFLICT DO NOTHING
+
+-- name: last_slot
+SELECT slot FROM schedules WHERE name = ?
+
+-- name: take_slot
+UPDATE schedules SET slot = ?2 WHERE name = ?1 AND slot < ?2

@@ -60,3 +60,8 @@ CREATE TABLE arrivals (
 );
 
 CREATE INDEX arrivals_old ON arrivals (received_at);
+
+CREATE TABLE schedules (
+    name TEXT PRIMARY KEY,
+    slot TEXT NOT NULL
+) WITHOUT ROWID;

@@ -48,6 +48,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "yarl": ("transports.rabbitmq",),
     "asyncpg": ("handlers.sql", "stores.postgres"),
     "yaml": ("lang",),
+    "cronsim": ("engine.scheduler", "lang"),
     "jinja2": ("expressions", "filters", "values"),
     "jsonschema_rs": ("lang",),
     "sqlite3": ("sqlite_file", "stores", "transports.embedded", "handlers.sql"),

@@ -1,5 +1,14 @@
 """One check a file. A rule is a function from the declarations to diagnostics."""
 
-from runner.lang.rules import commands, expressions, inputs, limits, names, references, saga
+from runner.lang.rules import commands, expressions, inputs, limits, names, references, saga, schedules
 
-RULES = (names.check, references.check, commands.check, expressions.check, inputs.check, limits.check, saga.check)
+RULES = (
+    names.check,
+    references.check,
+    commands.check,
+    expressions.check,
+    inputs.check,
+    limits.check,
+    saga.check,
+    schedules.check,
+)

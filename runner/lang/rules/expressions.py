@@ -40,6 +40,9 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
                 yield from _template(event.subject, _Place(flow, frozenset({"event"})))
         for route in flow.routes:
             yield from _bare(route.when, _Place(flow, _ROUTE))
+        for schedule in flow.schedules:
+            for node in scalars(schedule.inputs):
+                yield from _template(node, _Place(flow, frozenset({"slot", "env"})))
         for handler in flow.handlers:
             yield from _handler(flow, handler, is_command=bool(project.commands_of(handler)))
 
@@ -166,6 +169,8 @@ def _why_not(root: str, place: _Place) -> str | None:
         return "this handler does a command: write command"
     if root == "command":
         return "no command names this handler: write event"
+    if root == "slot":
+        return "slot is seen in schedules"
     if root == "error":
         return "error is seen in catch, compensate and on_failure"
     if root == "output":

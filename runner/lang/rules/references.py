@@ -16,6 +16,8 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
         for flow in project.flows:
             for route in flow.routes:
                 yield from _route(project, flow, route)
+    for flow in project.flows if project.complete else ():
+        yield from _events(project, [s.event for s in flow.schedules if s.event is not None])
     for handler in project.handlers.values() if project.complete else ():
         yield from _events(project, [cancel.event for cancel in handler.cancel_on])
     for _, _, step in project.steps():
