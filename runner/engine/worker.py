@@ -169,17 +169,18 @@ class Worker:
 
     async def _pass_on(self, delivery: Delivery) -> None:
         """A reply goes to the run that waits for it, wherever that is; one that comes late is kept with it."""
+        name = delivery.queue.removeprefix(f"{self._plan.project}.")  # as a handler's: dlq retry finds the queue by it
         try:
             answer = intake.read_answer(delivery)
             known = intake.says_too_late(answer) or await self._mailbox.answer(answer)
         except EnvelopeError as fault:
-            await self._bury_or_give_back(delivery.queue, delivery, fault)
+            await self._bury_or_give_back(name, delivery, fault)
         except StoreError as error:
             await self._give_back(delivery, error)
         else:
             if not known:
                 unknown = EnvelopeError("unknown_reply", f"no run here sent a command {answer.command_id}")
-                await self._bury_or_give_back(delivery.queue, delivery, unknown)
+                await self._bury_or_give_back(name, delivery, unknown)
                 return
             self._due.set()
             await self._settle(delivery)

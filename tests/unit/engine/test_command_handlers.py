@@ -626,3 +626,29 @@ async def test_that_a_command_came_too_late_does_not_hide_the_answer_to_the_same
     assert parse_time(got[0].properties.headers["ce-expirytime"]) < parse_time(
         got[1].properties.headers["ce-expirytime"]
     )
+
+
+@pytest.mark.parametrize(
+    ("properties", "body", "reason"),
+    [
+        (Properties(), b"{}", "bad_envelope"),
+        (Properties(correlation_id="nobodys"), b"{}", "unknown_reply"),
+        (Properties(correlation_id="c-1"), b"{", "invalid_json"),
+        (Properties(correlation_id="c-1", headers={"flowrun-status": "failed"}), b"[]", "bad_envelope"),
+        (Properties(correlation_id="c-1", headers={"flowrun-status": "failed"}), b'{"message": "x"}', "bad_envelope"),
+    ],
+)
+async def test_a_reply_that_is_nobodys_or_none_is_a_dead_letter_that_may_be_given_to_its_queue_again(
+    properties: Properties, body: bytes, reason: str
+) -> None:
+    bench = Bench(ASKING, [])
+    async with bench.working() as worker:
+        reply = Outgoing(exchange="", routing_key="p.replies", body=body, properties=properties, mandatory=True)
+        assert list(await bench.transport.publish([reply])) == [None]
+        for count in (1, 2):
+            async with asyncio.timeout(20):
+                while worker.counts.dead_letters < count:  # noqa: ASYNC110 a poll
+                    await asyncio.sleep(0)
+            letter = (await bench.store.dead_letters(limit=9))[0]
+            assert (letter.reason, letter.body, letter.correlation_id) == (reason, body, properties.correlation_id)
+            assert list(await bench.transport.publish([intake.second_chance(letter, "p")])) == [None]
