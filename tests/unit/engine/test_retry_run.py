@@ -388,9 +388,10 @@ async def test_a_retry_that_died_after_it_had_begun_the_new_run_begins_no_second
     async with service.kit(f"steps: [{undoable('a')}, {act('b')}]") as kit:
         await kit.send("go", {}, ident="m-1")
         dying: Any = CrashingStore(kit.store, {(1, "after")})
+        hand = Hand(dying, project="test", by="ada@here", now=kit.clock.now())
+        stored = (await kit.look(RUN)).stored
         with pytest.raises(Crash):
-            hand = Hand(dying, project="test", by="ada@here", now=kit.clock.now())
-            await hand.retry((await kit.look(RUN)).stored, kit.plan)
+            await hand.retry(stored, kit.plan)
         new = await kit.retry(RUN)
         assert [note.anew for note in interventions(await kit.look(RUN))] == [new.stored.started.run_id]
         assert len(await kit.store.runs(limit=10)) == 2
