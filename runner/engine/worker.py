@@ -104,6 +104,7 @@ class Worker:
         self._nameless: set[str] = set()
         self._lanes = {p.name: _Lane(p, asyncio.Semaphore(p.concurrency)) for p in programs}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._serving_callers = False
         self._beginning: dict[str, _Beginning] = {}
         self._cancels: list[Callable[[], Awaitable[None]]] = []
         self._due = asyncio.Event()
@@ -316,6 +317,14 @@ class Worker:
 
     async def _serve_callers(self) -> None:
         """Those who sent a command that had been sent before get the reply of the run that did it."""
+        try:
+            await self._serve_some_callers()
+        except StoreError as error:
+            _log.error("%s", error)
+        finally:
+            self._serving_callers = False
+
+    async def _serve_some_callers(self) -> None:
         for run_id, caller in await self._mailbox.served_callers(TAKE):
             stored = await self._reader.run(run_id)
             records = stored.records if stored is not None else ()
@@ -382,8 +391,9 @@ class Worker:
             try:
                 await self._runs.heed()
                 await self._take_some()
-                if self._serves_commands:
-                    await self._serve_callers()
+                if self._serves_commands and not (self._serving_callers or self._draining):
+                    self._serving_callers = True
+                    self._spawn(self._serve_callers())  # by itself: a broker that is away must not keep runs waiting
             except StoreError as error:
                 _log.error("%s", error)
             except Exception:  # whatever it is, later runs must be taken up

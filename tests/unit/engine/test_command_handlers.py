@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from acting import Crash, CrashingStore, Gate, Service, since, undoable
-from bench import Bench
+from bench import Bench, Failing
 
 from runner.engine import intake
 from runner.engine.run import run_id
 from runner.engine.worker import Worker
-from runner.errors import EnvelopeError, RetryableError, TerminalError
+from runner.errors import EnvelopeError, RetryableError, TerminalError, TransportError
 from runner.message import Delivery, Outgoing, Properties, decode_json, encode_json
 from runner.ports import Store
 from runner.records import ReplySent, RunState
@@ -417,12 +417,14 @@ class Desk:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Worker]:
-        async with (
-            self.bench.working() as worker,
-            self.bench.transport.private_queue("mine", self.replies.append),
-            self.bench.transport.private_queue("other", self.replies.append),
-        ):
+        async with self.bench.working() as worker, self.open_queues():
             yield worker
+
+    @asynccontextmanager
+    async def open_queues(self) -> AsyncIterator[None]:
+        transport, deliver = self.bench.transport, self.replies.append
+        async with transport.private_queue("mine", deliver), transport.private_queue("other", deliver):
+            yield
 
     async def ask(self, ident: str | None, payload: Any = None, **how: Any) -> None:
         """Send the command `pay`, as a program that is not flowrun does."""
@@ -586,6 +588,24 @@ async def test_the_correlation_id_serves_as_id_where_there_is_no_other() -> None
         first, second = await desk.answers(2)
     assert first == second
     assert desk.service.done == ["a"]
+
+
+async def test_while_the_broker_is_away_a_reply_that_waits_for_it_keeps_no_run_waiting() -> None:
+    desk = Desk(PLAIN, Service({"a": [{}, BUSY, {}]}))
+    away = Failing(desk.bench.transport, "publish", TransportError("away"), times=0)
+    async with desk.bench.working(transport=lambda _: away), desk.open_queues():
+        await desk.ask("c-1")
+        await desk.answers(1)
+        away.left = 10**6
+        await desk.ask("c-1")
+        async with asyncio.timeout(20):
+            while away.left == 10**6:  # noqa: ASYNC110 a poll
+                await asyncio.sleep(0)
+            await desk.ask("c-2")
+            while len(await desk.bench.store.runs(limit=9, state="completed")) < 2:  # noqa: ASYNC110 a poll
+                await asyncio.sleep(0)
+        away.left = 0
+        assert sorted(str(ident) for ident, _ in await desk.answers(3)) == ["c-1", "c-1", "c-2"]
 
 
 ASKING = """
