@@ -145,6 +145,7 @@ class UndoFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     output: Any = None
     error: Error | None = None
     target: str = ""
+    unknown: bool = False
 
 
 class WaitBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="wait"):

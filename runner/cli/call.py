@@ -83,6 +83,8 @@ async def _call(settings: Settings, plan: Plan, declared: Command, request: Any,
             except PayloadError as error:
                 raise MisfitError(f"--data: {error}", hint="nothing was sent") from None
             [reason] = await transport.publish([message])
+            if reason is not None and not reason.startswith("unroutable"):
+                raise TransportError(f"{declared.name} was not taken: {reason}")
             if reason is not None:
                 nobody = Error(type="no_handler", message=f"no queue takes {declared.name}", retryable=False)
                 return Answer(command_id=ident, error=nobody)

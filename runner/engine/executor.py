@@ -293,7 +293,8 @@ class Executor:
         state = StepState.COMPLETED
         try:
             asked = run.scope(f"{undo.id}\0when", **extra)
-            if undo.when is not None and undo.id not in run.history.attempts and not holds(undo.when.evaluate(asked)):
+            is_begun = undo.id in run.history.attempts or undo.id in run.history.sent
+            if undo.when is not None and not is_begun and not holds(undo.when.evaluate(asked)):
                 state, outcome = StepState.SKIPPED, Done()
             elif isinstance(undo, Use):
                 outcome = await self._effects.use(run, undo, undo.id, run.scope(undo.id, **extra))
@@ -318,6 +319,7 @@ class Executor:
                 finished_at=self._now_text(),
                 output=outcome.output if isinstance(outcome, Done) else None,
                 error=outcome.error if isinstance(outcome, Failed) else None,
+                unknown=isinstance(outcome, Failed) and outcome.unknown,
             )
         )
         return None

@@ -150,9 +150,10 @@ class History:
     def _reopen_undoing(self) -> None:
         """What could not be undone is tried again; what was undone stays so."""
         for step_id in [step_id for step_id, record in self.undone.items() if record.state is StepState.FAILED]:
-            del self.undone[step_id]
+            ended, sent = self.undone.pop(step_id), self.sent.pop(step_id, None)
+            if sent is not None and ended.unknown:
+                self.unanswered[step_id] = sent
             self.attempts.pop(step_id, None)
-            self.sent.pop(step_id, None)
         self._reopen_failed_path(self._program.on_failure)
 
     def _reopen(self, from_step: str | None) -> None:

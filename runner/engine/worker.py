@@ -115,6 +115,7 @@ class Worker:
         self._nameless: set[str] = set()
         self._lanes = {p.name: _Lane(p, asyncio.Semaphore(p.concurrency)) for p in programs}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._serving_callers = False
         self._beginning: dict[str, _Beginning] = {}
         self._cancels: list[Callable[[], Awaitable[None]]] = []
         self._due = asyncio.Event()
@@ -202,12 +203,13 @@ class Worker:
 
     async def _pass_on(self, delivery: Delivery) -> None:
         """A reply goes to the run that waits for it, wherever that is; one that comes late is kept with it."""
+        name = delivery.queue.removeprefix(f"{self._plan.project}.")  # as a handler's: dlq retry finds the queue by it
         try:
             answer = intake.read_answer(delivery)
             if not (intake.says_too_late(answer) or await self._mailbox.answer(answer)):
                 raise EnvelopeError("unknown_reply", f"no run here sent a command {answer.command_id}")
         except EnvelopeError as fault:
-            await self._bury(delivery.queue, delivery, fault)
+            await self._bury(name, delivery, fault)
         else:
             self._due.set()
             await self._settle(delivery)
@@ -309,35 +311,50 @@ class Worker:
         while (other := self._beginning.get(started.run_id)) is not None:
             await other.over.wait()
         beginning = self._beginning[started.run_id] = _Beginning(delivery)
+        key_was_freed = False
         try:
             if await self._reader.known(started.run_id):
                 raise NotOurs
             self._mind_the_id(program, delivery)
             await self._begin(program, delivery, started)
         except NotOurs:
-            await self._drop_duplicate(program, delivery, started)
+            key_was_freed = not await self._drop_duplicate(program, delivery, started)
         finally:
             beginning.over.set()
             if self._beginning.get(started.run_id) is beginning:
                 del self._beginning[started.run_id]
+        if key_was_freed:
+            await self._begin_once(program, delivery, started)
 
-    async def _drop_duplicate(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
-        """Another run has the message, or its key; the handler says what becomes of the latter."""
+    async def _drop_duplicate(self, program: Program, delivery: Delivery, started: RunStarted) -> bool:
+        """Another run has the message, or its key; the handler says what becomes of the latter. False, and nothing
+        done, if the one that had the key has set it free meanwhile."""
         idempotency, key = program.idempotency, started.key
         holder = None if key is None else await self._reader.holder(program.name, key, self._clock.now())
+        if key is not None and holder is None and not await self._reader.known(started.run_id):
+            return False
         other = holder if holder not in (None, started.run_id) else None
         if other is not None and idempotency is not None and idempotency.on_duplicate == "fail":
             fault = EnvelopeError("duplicate", f"run {other} has the idempotency key {key}")
             await self._refuse(program, delivery, fault)
-            return
+            return True
         self.counts.duplicates += 1
         if started.caller is not None and started.caller.reply_to is not None:
             await self._mailbox.add_caller(other or started.run_id, started.caller)
             self._due.set()
         await self._settle(delivery)
+        return True
 
     async def _serve_callers(self) -> None:
         """Those who sent a command that had been sent before get the reply of the run that did it."""
+        try:
+            await self._serve_some_callers()
+        except StoreError as error:
+            _log.error("%s", error)
+        finally:
+            self._serving_callers = False
+
+    async def _serve_some_callers(self) -> None:
         for run_id, caller in await self._mailbox.served_callers(TAKE):
             stored = await self._reader.run(run_id)
             records = stored.records if stored is not None else ()
@@ -406,8 +423,9 @@ class Worker:
                 await self._take_some()
                 if self._plan.journal is not None and number % FORGET_EVERY == 0:
                     await self._mailbox.forget_arrivals()
-                if self._serves_commands:
-                    await self._serve_callers()
+                if self._serves_commands and not (self._serving_callers or self._draining):
+                    self._serving_callers = True
+                    self._spawn(self._serve_callers())  # by itself: a broker that is away must not keep runs waiting
             except StoreError as error:
                 _log.error("%s", error)
             except Exception:  # whatever it is, later runs must be taken up

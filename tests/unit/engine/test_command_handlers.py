@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from acting import Crash, CrashingStore, Gate, Service, since, undoable
-from bench import Bench
+from bench import Bench, Failing
 
 from runner.engine import intake
 from runner.engine.run import run_id
 from runner.engine.worker import Worker
-from runner.errors import EnvelopeError, RetryableError, TerminalError
+from runner.errors import EnvelopeError, RetryableError, TerminalError, TransportError
 from runner.message import Delivery, Outgoing, Properties, decode_json, encode_json
 from runner.ports import Store
 from runner.records import ReplySent, RunState
@@ -417,12 +417,14 @@ class Desk:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Worker]:
-        async with (
-            self.bench.working() as worker,
-            self.bench.transport.private_queue("mine", self.replies.append),
-            self.bench.transport.private_queue("other", self.replies.append),
-        ):
+        async with self.bench.working() as worker, self.open_queues():
             yield worker
+
+    @asynccontextmanager
+    async def open_queues(self) -> AsyncIterator[None]:
+        transport, deliver = self.bench.transport, self.replies.append
+        async with transport.private_queue("mine", deliver), transport.private_queue("other", deliver):
+            yield
 
     async def ask(self, ident: str | None, payload: Any = None, **how: Any) -> None:
         """Send the command `pay`, as a program that is not flowrun does."""
@@ -588,6 +590,24 @@ async def test_the_correlation_id_serves_as_id_where_there_is_no_other() -> None
     assert desk.service.done == ["a"]
 
 
+async def test_while_the_broker_is_away_a_reply_that_waits_for_it_keeps_no_run_waiting() -> None:
+    desk = Desk(PLAIN, Service({"a": [{}, BUSY, {}]}))
+    away = Failing(desk.bench.transport, "publish", TransportError("away"), times=0)
+    async with desk.bench.working(transport=lambda _: away), desk.open_queues():
+        await desk.ask("c-1")
+        await desk.answers(1)
+        away.left = 10**6
+        await desk.ask("c-1")
+        async with asyncio.timeout(20):
+            while away.left == 10**6:  # noqa: ASYNC110 a poll
+                await asyncio.sleep(0)
+            await desk.ask("c-2")
+            while len(await desk.bench.store.runs(limit=9, state="completed")) < 2:  # noqa: ASYNC110 a poll
+                await asyncio.sleep(0)
+        away.left = 0
+        assert sorted(str(ident) for ident, _ in await desk.answers(3)) == ["c-1", "c-1", "c-2"]
+
+
 ASKING = """
 flow: f
 events: {go: {external: true}}
@@ -626,3 +646,29 @@ async def test_that_a_command_came_too_late_does_not_hide_the_answer_to_the_same
     assert parse_time(got[0].properties.headers["ce-expirytime"]) < parse_time(
         got[1].properties.headers["ce-expirytime"]
     )
+
+
+@pytest.mark.parametrize(
+    ("properties", "body", "reason"),
+    [
+        (Properties(), b"{}", "bad_envelope"),
+        (Properties(correlation_id="nobodys"), b"{}", "unknown_reply"),
+        (Properties(correlation_id="c-1"), b"{", "invalid_json"),
+        (Properties(correlation_id="c-1", headers={"flowrun-status": "failed"}), b"[]", "bad_envelope"),
+        (Properties(correlation_id="c-1", headers={"flowrun-status": "failed"}), b'{"message": "x"}', "bad_envelope"),
+    ],
+)
+async def test_a_reply_that_is_nobodys_or_none_is_a_dead_letter_that_may_be_given_to_its_queue_again(
+    properties: Properties, body: bytes, reason: str
+) -> None:
+    bench = Bench(ASKING, [])
+    async with bench.working() as worker:
+        reply = Outgoing(exchange="", routing_key="p.replies", body=body, properties=properties, mandatory=True)
+        assert list(await bench.transport.publish([reply])) == [None]
+        for count in (1, 2):
+            async with asyncio.timeout(20):
+                while worker.counts.dead_letters < count:  # noqa: ASYNC110 a poll
+                    await asyncio.sleep(0)
+            letter = (await bench.store.dead_letters(limit=9))[0]
+            assert (letter.reason, letter.body, letter.correlation_id) == (reason, body, properties.correlation_id)
+            assert list(await bench.transport.publish([intake.second_chance(letter, "p")])) == [None]
