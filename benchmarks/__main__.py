@@ -8,6 +8,7 @@ import sys
 
 CASES = {
     "startup": "how long commands take before they do anything",
+    "waits": "ten thousand runs that wait for an event",
     "emit": "from `flowrun emit` in one process to the run's beginning in another",
 }
 
