@@ -27,16 +27,18 @@ def new_project() -> Iterator[Path]:
         yield Path(folder) / "hello"
 
 
-def run(*arguments: str, cwd: Path) -> None:
-    """Run a command to its end."""
-    quiet = subprocess.DEVNULL
-    subprocess.run([FLOWRUN, *arguments], cwd=cwd, env=environment(), check=True, stdout=quiet, stderr=quiet)
+def run(*arguments: str, cwd: Path) -> str:
+    """Run a command to its end; what it printed."""
+    command = [FLOWRUN, *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment(), check=True, capture_output=True, text=True)
+    return done.stdout
 
 
-def start(cwd: Path) -> subprocess.Popen[str]:
+def start(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
     """`flowrun start`; its log comes by the pipe."""
+    command = [FLOWRUN, "start", *arguments]
     return subprocess.Popen(
-        [FLOWRUN, "start"], cwd=cwd, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command, cwd=cwd, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
 
 

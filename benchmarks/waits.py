@@ -39,7 +39,7 @@ def measure() -> Iterator[str]:
         waiting(folder, 1)
         before = resident_mb(process)
         project.run("emit", "asked", "--file", "asked.jsonl", cwd=folder)
-        waiting(folder, RUNS + 1)
+        waiting(folder, RUNS)
         after = resident_mb(process)
         wakes = [wake_ms(folder, n) for n in range(ROUNDS)]
         process.terminate()
@@ -71,9 +71,7 @@ def wake_ms(folder: Path, n: int) -> float:
 
 
 def runs(folder: Path, *filters: str) -> list[dict[str, Any]]:
-    command = [project.FLOWRUN, "runs", "list", "--json", *filters]
-    listed = subprocess.run(command, cwd=folder, env=project.environment(), check=True, stdout=subprocess.PIPE)
-    found: list[dict[str, Any]] = json.loads(listed.stdout)
+    found: list[dict[str, Any]] = json.loads(project.run("runs", "list", "--json", *filters, cwd=folder))
     return found
 
 

@@ -1,0 +1,158 @@
+"""Every flow of docs/patterns.md does what its text says, in virtual time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from runner.errors import RetryableError
+from runner.handler import Context, handler
+from runner.records import RunState
+from runner.testing import FlowKit, KitRun
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "patterns.md").read_text(encoding="utf-8")
+FLOWS = {re.findall(r"^flow: (\w+)", text)[0]: text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)}
+TRIED: set[str] = set()
+
+
+class World:
+    """The plugins that the flows call; `down` names those that do not answer."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.down: set[str] = set()
+
+    def handlers(self) -> Iterable[Callable[..., Awaitable[Any]]]:
+        names = ("shelf.pick", "shelf.put_back", "parcels.hand_over", "bank.charge", "prices.ask")
+        return [self._handler(name) for name in names]
+
+    def _handler(self, name: str) -> Callable[..., Awaitable[Any]]:
+        @handler(name)
+        async def act(ctx: Context, **fields: Any) -> Any:
+            if name in self.down:
+                raise RetryableError("away")
+            self.done.append(name)
+
+        return act
+
+
+@asynccontextmanager
+async def pattern(flow: str, world: World | None = None) -> AsyncIterator[FlowKit]:
+    TRIED.add(flow)
+    async with FlowKit(FLOWS[flow], (world or World()).handlers()) as kit:
+        yield kit
+
+
+async def begun(kit: FlowKit, event: str, payload: Any, ident: str = "m-1") -> str:
+    run = await kit.send(event, payload, ident=ident)
+    assert run is not None
+    return run.stored.started.run_id
+
+
+def told(run: KitRun) -> list[str]:
+    return [name for name, _ in run.emitted]
+
+
+async def test_a_charge_that_is_answered_is_paid() -> None:
+    async with pattern("checkout") as kit:
+        run = await begun(kit, "order.placed", {"order_id": "A", "total": 7})
+        await kit.answer(kit.sent[0].id, {"charge_id": "c-1"})
+        assert (await kit.finish(run)).emitted == (("order.paid", {"order_id": "A", "charge": "c-1"}),)
+
+
+async def test_a_charge_that_nobody_answers_is_asked_twice_under_one_id_and_refunded() -> None:
+    async with pattern("checkout") as kit:
+        run = await begun(kit, "order.placed", {"order_id": "A", "total": 7})
+        while kit.sent[-1].command != "payment.refund":
+            at = (await kit.look(run)).stored.due_at
+            assert at is not None
+            await kit.clock.sleep_until(kit.clock.now().fromisoformat(at))
+            await kit.resume(run)
+        first, second, refund = kit.sent
+        assert first.id == second.id
+        assert refund.payload == {"order_id": "A"}
+        await kit.answer(refund.id, {"refunded": False})
+        done = await kit.finish(run)
+        await kit.answer(first.id, {"charge_id": "late"})
+        assert done.state is (await kit.look(run)).state is RunState.COMPENSATED
+        assert done.emitted == (("order.rejected", {"order_id": "A", "reason": "timeout"}),)
+
+
+async def test_the_manager_decides_in_time() -> None:
+    async with pattern("expenses") as kit:
+        run = await begun(kit, "expense.claimed", {"id": 1, "manager": "ada"})
+        await kit.arrive("expense.decided", {"id": 1, "approved": True})
+        done = await kit.finish(run)
+    assert done.emitted[-1] == ("expense.closed", {"id": 1, "approved": True})
+
+
+async def test_the_boss_is_asked_and_decides() -> None:
+    async with pattern("expenses") as kit:
+        run = await begun(kit, "expense.claimed", {"id": 1, "manager": "ada"})
+        await kit.resume(run)
+        await kit.clock.sleep_until(kit.clock.now() + timedelta(days=1))
+        await kit.resume(run)
+        await kit.arrive("expense.decided", {"id": 1, "approved": False})
+        done = await kit.finish(run)
+    assert [payload.get("of") for _, payload in done.emitted] == ["ada", "boss", None]
+    assert done.emitted[-1] == ("expense.closed", {"id": 1, "approved": False})
+
+
+async def test_nobody_decides() -> None:
+    async with pattern("expenses") as kit:
+        done = await kit.finish(await begun(kit, "expense.claimed", {"id": 1, "manager": "ada"}))
+    assert done.state is RunState.COMPLETED
+    assert told(done) == ["approval.wanted", "approval.wanted", "expense.closed"]
+
+
+async def test_an_order_that_is_withdrawn_in_time_is_put_back() -> None:
+    world = World()
+    async with pattern("delivery", world) as kit:
+        run = await begun(kit, "order.paid", {"order_id": "A", "sku": "x"})
+        await kit.arrive("order.withdrawn", {"order_id": "A"})
+        done = await kit.finish(run)
+    assert done.state is RunState.CANCELLED
+    assert world.done == ["shelf.pick", "shelf.put_back"]
+    assert done.emitted == (("order.cancelled", {"order_id": "A", "because": "cancelled"}),)
+
+
+async def test_an_order_that_is_not_withdrawn_is_sent() -> None:
+    world = World()
+    async with pattern("delivery", world) as kit:
+        done = await kit.finish(await begun(kit, "order.paid", {"order_id": "A", "sku": "x"}))
+    assert told(done) == ["parcel.sent"]
+    assert world.done == ["shelf.pick", "parcels.hand_over"]
+
+
+async def test_a_double_click_charges_once() -> None:
+    world = World()
+    async with pattern("clicks", world) as kit:
+        click = {"payment_id": "p-1", "account": "ada", "amount": 7}
+        assert await kit.send("payment.asked", click, ident="one") is not None
+        assert await kit.send("payment.asked", click, ident="two") is None
+    assert world.done == ["bank.charge"]
+
+
+async def test_a_producer_is_told_that_it_took_too_long() -> None:
+    world = World()
+    world.down = {"prices.ask"}
+    async with pattern("quotes", world) as kit:
+        done = await kit.finish(await begun(kit, "quote.asked", {"sku": "x"}))
+    assert done.emitted == (("quote.expired", {"sku": "x", "because": "timeout"}),)
+
+
+async def test_an_invoice_that_is_not_paid_is_reminded_of() -> None:
+    async with pattern("reminders") as kit:
+        done = await kit.finish(await begun(kit, "invoice.sent", {"invoice": 1}))
+        assert told(done) == ["reminder.due"]
+        run = await begun(kit, "invoice.sent", {"invoice": 2}, "m-2")
+        await kit.arrive("invoice.paid", {"invoice": 2})
+        assert told(await kit.finish(run)) == []
+
+
+def test_every_pattern_of_the_page_was_tried() -> None:
+    assert set(FLOWS) == TRIED
