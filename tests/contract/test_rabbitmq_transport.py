@@ -228,7 +228,8 @@ async def test_a_port_that_speaks_no_amqp_is_named() -> None:
 
 
 async def test_a_port_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runner.transports.rabbitmq.CONNECT_TIMEOUT_S", 0.1)
+    for room in ("link", "faults"):
+        monkeypatch.setattr(f"runner.transports.rabbitmq.{room}.CONNECT_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         error = await _refusal(f"amqp://guest:{SECRET}@127.0.0.1:{silent.getsockname()[1]}/")
     assert "no answer within 0.1 s" in str(error)

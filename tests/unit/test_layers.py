@@ -44,7 +44,7 @@ BELOW_FACES = frozenset(LAYERS) - {"door"}
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "aio_pika": ("transports.rabbitmq",),
     "aiormq": ("transports.rabbitmq",),
-    "pamqp": ("transports.rabbitmq", "transports.unreadable"),
+    "pamqp": ("transports.rabbitmq",),
     "yarl": ("transports.rabbitmq",),
     "asyncpg": ("handlers.sql", "stores.postgres"),
     "yaml": ("lang",),
