@@ -145,7 +145,7 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, lambda *_: _leave(post))  # until the child's own loop listens to it
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the parent passes it on, once
             os.close(self._life[1])  # so that it is closed when the parent dies
             for slot in self._slots:
@@ -294,6 +294,12 @@ class Supervisor:
         for slot in self._slots:
             if slot.child is not None:
                 os.kill(slot.child.pid, number)
+
+
+def _leave(post: Post) -> NoReturn:
+    """Asked to stop before anything was begun, or after all was done."""
+    post.tell("done", 0)
+    os._exit(0)
 
 
 def _with_what(child: _Child) -> str:

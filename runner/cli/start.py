@@ -153,7 +153,9 @@ async def _open(
         app = await _connected(settings, given.wait_s, stop, stack)
         post.tell("owner", app.store.owner)
         await app.store.forget_dead(post.dead)
-        return await work(app, project, role, given, post, stop)
+        code = await work(app, project, role, given, post, stop)
+    post.tell("done", code)  # here, while signals are still listened to
+    return code
 
 
 async def _connected(settings: Settings, wait_s: float, stop: asyncio.Event, stack: AsyncExitStack) -> App:
