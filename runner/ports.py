@@ -20,6 +20,7 @@ from runner.records import (
     EventRecord,
     Intervention,
     OutboxRow,
+    Patterns,
     RunSummary,
     StoredRun,
     StoreFacts,
@@ -204,8 +205,17 @@ class Mailbox(Protocol):
         """Keep events for the runs that wait for them, or will, each once a token; runs that wait become due."""
         ...
 
-    async def forget_arrivals(self) -> None:
-        """Forget events that came before every run that is not final: nobody can wait for them any more."""
+    async def forget_arrivals(self, before: datetime) -> None:
+        """Forget events from before that moment that came before every run that is not final: nobody can wait for
+        them any more, unless a run has begun that is not durable yet."""
+        ...
+
+    async def keep_patterns(self, patterns: Patterns) -> None:
+        """What waits of this plan look at, for whoever reads the journal: it may be a process of an older plan."""
+        ...
+
+    async def patterns(self) -> Patterns:
+        """What waits of any plan look at."""
         ...
 
     async def add_caller(self, run_id: str, caller: Caller) -> None:

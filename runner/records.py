@@ -5,6 +5,7 @@ All are frozen; times are RFC 3339 texts in UTC, outputs JSON values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -223,6 +224,10 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str
     reply_to: str | None = None
     expires_at: str | None = None
+
+
+Patterns = Mapping[str, frozenset[tuple[str, ...]]]
+"""By event, the sets of fields (dotted paths, sorted) that some wait looks at."""
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):

@@ -135,6 +135,7 @@ class Supervisor:
         if pid == 0:
             self._be_child(post)
         os.close(report)
+        os.set_blocking(reports, False)
         self._selector.register(reports, selectors.EVENT_READ, slot)
         if slot.kind == "suspects":
             self._culprits.clear()
@@ -176,7 +177,10 @@ class Supervisor:
         child = slot.child
         if child is None:
             return
-        text = os.read(child.reports, 65_536)
+        try:
+            text = os.read(child.reports, 65_536)
+        except BlockingIOError:  # it is dead, and what it had forked holds the pipe open
+            return
         *lines, child.text = (child.text + text).split(b"\n")
         for line in lines:
             word, _, value = line.decode().partition(" ")

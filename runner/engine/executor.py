@@ -7,6 +7,7 @@ recorded. Nothing is durable before `Run.commit`, and an effect begins only when
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -133,10 +134,12 @@ class Executor:
 
     async def _forward(self, run: Run) -> Outcome:
         try:
-            if run.is_new:
+            if run.is_new or run.history.revived_at is not None:
                 self._waits.await_cancel(run)
         except ExpressionError as error:
             return expression_failed(error)
+        if run.history.has_stopped(run.program.steps):
+            return Stopped()
         return await self._block(run, run.program.steps, {})
 
     async def _block(self, run: Run, steps: tuple[Step, ...], extra: Extra) -> Outcome:
@@ -159,9 +162,15 @@ class Executor:
         started_at = self._started_at(run, step)
         over = self._effects.over(run, step)
         if over is not None and step.id not in run.history.branches and step.id not in run.history.sent:
-            tried = len(run.history.attempts.get(step.id, ()))
-            run.note(self._finished(run, step, _state_of(over), started_at, error=over.error, attempts=tried))
-            return over
+            # A process may have died in the midst of it: the first `use` that is not over is the one.
+            cut = run.was_cut_short and isinstance(step, Use)
+            run.was_cut_short = run.was_cut_short and not cut
+            tried = len(run.history.attempts.get(step.id, ())) + cut
+            record = self._finished(
+                run, step, _state_of(over), started_at, error=over.error, attempts=tried, unknown=cut
+            )
+            run.note(record)
+            return replace(over, unknown=cut)
         outcome = await self._begin(run, step, extra)
         if outcome is None:
             run.note(self._skipped(step))
@@ -281,7 +290,9 @@ class Executor:
             if parked is not None:
                 await commit(run, RunState.COMPENSATING, due_at=parked.due_at, error=error)
                 return
-        outcome = await self._block(run, run.program.on_failure, shown)
+        outcome: Outcome = Stopped()
+        if not history.has_stopped(run.program.on_failure):
+            outcome = await self._block(run, run.program.on_failure, shown)
         if isinstance(outcome, Parked):
             await commit(run, RunState.COMPENSATING, due_at=outcome.due_at, error=error, asleep=outcome.asleep)
             return

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from runner.plan import Program, Step, Switch
+from runner.plan import Program, Step, Stop, Switch
 from runner.records import (
     AttemptBegun,
     AttemptFailed,
@@ -57,7 +57,7 @@ class History:
         """When the latest step ended: what `now()` says in the next one, also after a crash."""
         self.waits: dict[str, WaitBegun] = {}
         self.taken: set[tuple[str, str]] = set()
-        """Events that some wait got, as (source, id)."""
+        """Events that no wait gets any more, as (source, id): the one that began the run, and what some wait got."""
         self.sent: dict[str, CommandSent] = {}
         """The latest command of a step, by the step's id."""
         self.unanswered: dict[str, CommandSent] = {}
@@ -105,6 +105,11 @@ class History:
                 self._over(record.step_id)
             case Intervention():
                 self._intervene(record)
+
+    def has_stopped(self, steps: Iterable[Step]) -> bool:
+        """Whether a `stop` among these steps, wherever it stands, was reached."""
+        ended = (self.finished.get(step.id) for step in walk(steps) if isinstance(step, Stop))
+        return any(record is not None and record.state is StepState.COMPLETED for record in ended)
 
     def _finish(self, record: StepFinished) -> None:
         self.finished[record.step_id] = record

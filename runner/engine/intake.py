@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from runner.engine.matching import Patterns, tokens_of
+from runner.engine.matching import tokens_of
 from runner.engine.run import run_id
 from runner.errors import EnvelopeError, ExpressionError
 from runner.expressions import Scope, holds
@@ -30,7 +30,7 @@ from runner.message import (
     short,
 )
 from runner.plan import Command, Event, Plan, Program
-from runner.records import Answer, Arrival, Caller, DeadLetter, Error, RunStarted
+from runner.records import Answer, Arrival, Caller, DeadLetter, Error, Patterns, RunStarted
 from runner.steps.emit import subject_of
 from runner.times import rfc3339
 from runner.topics import topic_matches
@@ -74,11 +74,16 @@ def _read_command(
     return _started(program, message, _key(program, _scope("command", payload, message, now, env)), now, caller)
 
 
-def read_arrivals(plan: Plan, patterns: Patterns, delivery: Delivery, now: datetime) -> list[Arrival]:
-    """An event from the journal, once for each token that it bears. Raises EnvelopeError."""
+def read_arrivals(events: Mapping[str, Event], patterns: Patterns, delivery: Delivery, now: datetime) -> list[Arrival]:
+    """An event from the journal, once for each token that it bears; none for one that nobody declares any more.
+
+    Raises EnvelopeError.
+    """
     if len(delivery.body) > MAX_BODY_BYTES:
         raise EnvelopeError("too_large", f"the body has {len(delivery.body)} bytes, the limit is {MAX_BODY_BYTES}")
-    event = _event_of(plan, delivery)
+    event = _known_event(events, delivery)
+    if event is None:
+        return []
     message = read_message(delivery, event.name, now)
     payload = _payload(event, message)
     message = _with_subject(event, message, payload, rfc3339(now))
@@ -227,15 +232,21 @@ def second_chance(letter: DeadLetter, project: str) -> Outgoing:
 
 def _event_of(plan: Plan, delivery: Delivery) -> Event:
     """The event that the routing key names, else the one that the message says it is."""
-    claims = claimed_type(delivery)
-    for name in claims:
-        if name in plan.events:
-            return plan.events[name]
-    for event in plan.events.values():
+    event = _known_event(plan.events, delivery)
+    if event is not None:
+        return event
+    shown = ", ".join(f'"{name}"' for name in claimed_type(delivery)) or "a message without a type"
+    raise EnvelopeError("unknown_event", f"no event is declared for {shown}")
+
+
+def _known_event(events: Mapping[str, Event], delivery: Delivery) -> Event | None:
+    for name in claimed_type(delivery):
+        if name in events:
+            return events[name]
+    for event in events.values():
         if any(topic_matches(key, delivery.routing_key) for key in event.keys):
             return event
-    shown = ", ".join(f'"{name}"' for name in claims) or "a message without a type"
-    raise EnvelopeError("unknown_event", f"no event is declared for {shown}")
+    return None
 
 
 def _payload(event: Event | Command, message: Message) -> Any:

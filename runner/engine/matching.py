@@ -6,17 +6,15 @@ An arrival is looked up by its token, not by scanning the waits: so many runs ma
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from runner.engine.history import walk
 from runner.plan import Plan, WaitFor
+from runner.records import Patterns
 from runner.values import MISSING, read_item
-
-Patterns = Mapping[str, frozenset[tuple[str, ...]]]
-"""By event, the sets of fields that some wait looks at."""
 
 
 def token(event: str, fields: Sequence[str], values: Sequence[Any]) -> str:
@@ -54,5 +52,12 @@ def _read(payload: Any, path: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """1.0 and 1 are one JSON number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """1.0 and 1 are one JSON number, wherever they stand."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [_plain(item) for item in value]
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+    return value

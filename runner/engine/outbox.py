@@ -89,9 +89,10 @@ class Outbox:
         await self._patiently(lambda: self._store.sent(marks))
 
     async def _refused(self, row: OutboxRow, reason: str) -> str | None:
-        """The reason why it stays; None for a command, whose sender is told at once that nobody takes it."""
+        """The reason why it stays; None for a command that no queue takes, whose sender is told so at once. What else a
+        broker refuses may be taken later, or have been: that is the step's own timeout's to end."""
         name, ident = row.outgoing.routing_key, row.outgoing.properties.message_id
-        if row.outgoing.properties.reply_to is not None and ident is not None:
+        if row.outgoing.properties.reply_to is not None and ident is not None and reason.startswith("unroutable"):
             error = Error(type="no_handler", message=f"no queue takes {name}: {reason}", retryable=False)
             answer = Answer(command_id=ident, error=error)
             await self._patiently(lambda: self._mailbox.answer(answer))

@@ -76,6 +76,7 @@ class Run:
         self.program = program
         self.started = started
         self.history = History(program)
+        self.history.taken.add((started.trigger.source, started.trigger.id))
         self.owned = False
         """The store has the run: the message may be acknowledged."""
         self.read_clock = False
@@ -156,7 +157,7 @@ class Run:
         self.owned = True
         self.state = RunState.COMPENSATING if self.history.failure is not None else RunState.RUNNING
         self.has_crashed = stored.crashes > 0
-        self.was_cut_short = self.has_crashed and stored.state is not RunState.WAITING
+        self.was_cut_short = self.has_crashed
         self.cancel = stored.request
         self.arrivals = stored.arrivals
         self.answers = {answer.command_id: answer for answer in stored.answers}
@@ -228,6 +229,8 @@ class Run:
         """Something has happened that a crash during the next effect must not undo, or the run's key is not its own
         yet."""
         if not self.owned and self.started.key is not None:
+            return True
+        if self._cancel_tokens:  # an event that cancels must find it also while the effect goes on
             return True
         if self._outgoing or (self.read_clock and (self._records or not self.owned)):
             return True

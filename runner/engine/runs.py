@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from runner.engine.executor import Executor
-from runner.engine.matching import Patterns, patterns_of
 from runner.engine.results import NotOurs
 from runner.engine.run import Run
 from runner.errors import OwnershipError, StoreError
@@ -171,10 +170,10 @@ class Runs:
             return stored.started == change.started
         return bool(change.records) and len(stored.records) >= change.first + len(change.records)
 
-    async def patterns(self) -> Patterns:
-        """What waits look at, also those of older plans that unfinished runs began with."""
+    async def plans(self) -> list[Plan]:
+        """The present plan, and those of before that unfinished runs began with."""
         self._older = {**self._older, **await self._plans.load_older()}
-        return patterns_of([self._plans.present, *self._older.values()])
+        return [self._plans.present, *self._older.values()]
 
     async def _plan_of(self, started: RunStarted) -> Plan | None:
         present = self._plans.present

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import count
 
 from runner.engine import intake
-from runner.engine.matching import Patterns
+from runner.engine.matching import patterns_of
 from runner.engine.outbox import Outbox
 from runner.engine.replies import reply_to
 from runner.engine.results import NotOurs
@@ -22,7 +23,7 @@ from runner.engine.runs import Environment, Runs, Watch
 from runner.engine.scheduler import Scheduler
 from runner.errors import EnvelopeError, StoreError, TransportError
 from runner.message import Delivery, identity
-from runner.plan import Plan, Program
+from runner.plan import Event, Plan, Program
 from runner.ports import Clock, Doorbell, Mailbox, ScheduleStore, Store, StoreReader, Transport
 from runner.records import SUSPECT_CRASHES, Caller, Change, DeadLetter, ReplySent, RunStarted, StoredRun
 from runner.times import parse_time, rfc3339
@@ -32,6 +33,8 @@ TAKE = 200
 OWN_PREFETCH = 100
 JOURNAL = "journal"
 FORGET_EVERY = 600
+LONGEST_FIRST_STEP_S = 86400.0
+"""A run in its first step is not in the store yet, and what came since it began counts for its waits."""
 TIMER_S = 60.0
 PAUSE_S = 1.0
 
@@ -92,7 +95,7 @@ class Worker:
     ) -> None:
         self.counts = Counts()
         self._plan = plan
-        self._resuming = 0
+        self._resuming: Counter[str] = Counter()
         self._transport = transport
         self._store = store
         self._reader = reader
@@ -104,7 +107,9 @@ class Worker:
         self._on_suspects = on_suspects
         self._draining = False
         self._trouble = ""
-        self._patterns: Patterns = {}
+        self._awaited: Mapping[str, Event] = {}
+        """The events that some wait may be for, of the present plan and of older ones."""
+        self._waiting_queues: list[str] = []
         self._runs = runs(lambda: self._draining, self._committed)
         self._outbox = Outbox(store, transport, mailbox)
         self._scheduler = Scheduler(
@@ -126,11 +131,7 @@ class Worker:
             if lane.program.is_served:
                 self._cancels.append(await self._consume(lane))
         self._cancels.append(await self._consume_one_by_one(self._plan.net, self._move))
-        if self._plan.replies is not None:
-            self._cancels.append(await self._consume_one_by_one(self._plan.replies, self._pass_on))
-        if self._plan.journal is not None:
-            self._patterns = await self._runs.patterns()
-            self._cancels.append(await self._consume_one_by_one(self._plan.journal, self._note_arrival))
+        await self._consume_what_runs_wait_for()
         self._doorbell.on_ring(self._ring)
         if (await self._reader.backlog(handlers=self._handlers)).suspects:
             self._on_suspects()
@@ -138,11 +139,28 @@ class Worker:
         work += [self._scheduler.run()] if self._plan.schedules else []
         return tuple(asyncio.create_task(each) for each in work)
 
+    async def _consume_what_runs_wait_for(self) -> None:
+        """Replies and the journal, also if only runs of older plans wait for them: then their queues stand from then,
+        or nothing can come."""
+        plans = await self._runs.plans()
+        self._awaited = {name: event for plan in reversed(plans) for name, event in plan.events.items()}
+        await self._mailbox.keep_patterns(patterns_of(plans))
+        for present, older, work in (
+            (self._plan.replies, {plan.replies for plan in plans}, self._pass_on),
+            (self._plan.journal, {plan.journal for plan in plans}, self._note_arrival),
+        ):
+            for queue in older - {None}:
+                try:
+                    self._cancels.append(await self._consume_one_by_one(str(queue), work))
+                    self._waiting_queues.append(str(queue))
+                except TransportError:
+                    if present is not None:
+                        raise
+
     async def is_idle(self) -> bool:
         """Nothing is being done, and nothing waits to be done."""
         queues = [lane.program.queue for lane in self._lanes.values() if lane.program.is_served]
-        own = (self._plan.net, self._plan.replies, self._plan.journal)
-        queues += [queue for queue in own if queue is not None]
+        queues += [self._plan.net, *self._waiting_queues]
         try:
             if self._tasks or await self._transport.depth(queues):
                 return False
@@ -192,7 +210,7 @@ class Worker:
         """An event that some run may wait for, now or later."""
         now = self._clock.now()
         try:
-            arrivals = intake.read_arrivals(self._plan, self._patterns, delivery, now)
+            arrivals = intake.read_arrivals(self._awaited, await self._mailbox.patterns(), delivery, now)
         except EnvelopeError as fault:
             await self._bury(JOURNAL, delivery, fault)
             return
@@ -375,8 +393,10 @@ class Worker:
         run = self._runs.make(self._plan, program, started)
         self._watch(run, None)
         # A redelivered message may have crashed a process: own it and count that before its code runs again.
-        if delivery.redelivered and not await run.commit(suspect=True):
-            raise NotOurs
+        if delivery.redelivered:
+            run.has_crashed = run.was_cut_short = True
+            if not await run.commit(suspect=True):
+                raise NotOurs
         await self._runs.execute(run)
 
     async def _settle(self, delivery: Delivery, *, accept: bool = True) -> None:
@@ -421,8 +441,8 @@ class Worker:
             try:
                 await self._runs.heed()
                 await self._take_some()
-                if self._plan.journal is not None and number % FORGET_EVERY == 0:
-                    await self._mailbox.forget_arrivals()
+                if self._waiting_queues and number % FORGET_EVERY == 0:
+                    await self._mailbox.forget_arrivals(self._clock.now() - timedelta(seconds=LONGEST_FIRST_STEP_S))
                 if self._serves_commands and not (self._serving_callers or self._draining):
                     self._serving_callers = True
                     self._spawn(self._serve_callers())  # by itself: a broker that is away must not keep runs waiting
@@ -438,17 +458,25 @@ class Worker:
             self._due.clear()
 
     async def _take_some(self) -> None:
-        """As many as are not yet too many in memory; the rest is there for other processes, or for later."""
-        while not self._draining and (room := TAKE - self._resuming) > 0:
-            taken = await self._store.take(self._clock.now(), room, handlers=self._handlers)
+        """As many as are not yet too many in memory; the rest is there for other processes, or for later. A lane that
+        has enough to do keeps no other from getting its own."""
+        while not self._draining:
+            taken = await self._store.take(self._clock.now(), TAKE, handlers=self._handlers_with_room())
             for stored in taken:
                 if stored.crashes >= SUSPECT_CRASHES:
                     self._spawn(self._hand_over(stored))
                     continue
-                self._resuming += 1
+                self._resuming[stored.started.handler] += 1
                 self._spawn(self._resume_in_lane(stored))
-            if len(taken) < room:
+            if len(taken) < TAKE:
                 return
+
+    def _handlers_with_room(self) -> Collection[str] | None:
+        """None is all, also those that the plan no longer has."""
+        full = {name for name, number in self._resuming.items() if number >= TAKE}
+        if not full:
+            return self._handlers
+        return [name for name in self._handlers or self._lanes if name not in full]
 
     async def _hand_over(self, suspect: StoredRun) -> None:
         """Processes died with it: it is to run alone."""
@@ -469,5 +497,5 @@ class Worker:
                 if run is not None:
                     await self._runs.execute(run)
         finally:
-            self._resuming -= 1
+            self._resuming[stored.started.handler] -= 1
             self._due.set()

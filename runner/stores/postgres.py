@@ -34,6 +34,7 @@ from runner.records import (
     EventRecord,
     Intervention,
     OutboxRow,
+    Patterns,
     RunSummary,
     StoredRun,
     StoreFacts,
@@ -45,6 +46,8 @@ from runner.times import parse_time, rfc3339
 LEASE_S = 15.0
 HEARTBEAT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 60.0
+"""A connection into the void must not hold the writer: its answer is unknown then, and asked for."""
 MAX_GROUP = 500
 SCRIPTS = ("postgres_schema.sql", "postgres_schema_2.sql")
 
@@ -89,6 +92,7 @@ class PostgresStore:
                     max_size=4,
                     server_settings=self._session,
                     reset=_leave_as_it_is,
+                    command_timeout=COMMAND_TIMEOUT_S,
                 )
         except (*_FAULTS, ValueError) as error:
             raise _connect_fault(self._url, error) from error
@@ -123,7 +127,11 @@ class PostgresStore:
         self._held.add(change.run_id)
         self._waiting.append((change, future))
         self._wake.set()
-        applied = await future
+        try:
+            applied = await future
+        except OwnershipError:
+            self._held.discard(change.run_id)
+            raise
         if change.due_at is not None or change.finished_at is not None or (is_new and not applied):
             self._held.discard(change.run_id)
         return applied
@@ -284,24 +292,34 @@ class PostgresStore:
     async def arrive(self, arrivals: Sequence[Arrival]) -> None:
         """See `Mailbox.arrive`."""
         columns = _columns([rows.arrival_values(arrival) for arrival in arrivals])
-        by_name = {(arrival.token, arrival.meta.id): arrival for arrival in arrivals}
+        by_token = {arrival.token: arrival for arrival in arrivals}
 
         async def keep(connection: _Connection) -> None:
+            await connection.execute(_SQL["arrive"], *columns)
             async with connection.transaction():
-                waiting = await connection.fetch(_SQL["arrive"], *columns)
+                waiting = await connection.fetch(_SQL["waiting"], list(by_token))
                 awake = [row["run_id"] for row in waiting if not row["cancels"]]
                 await connection.execute(_SQL["wake_all"], awake)
                 for row in waiting:
-                    if row["cancels"]:
-                        request = rows.cancel_values(by_name[row["token"], row["id"]])
-                        await connection.execute(_SQL["request"], *request, row["run_id"])
+                    arrival = by_token[row["token"]]
+                    if row["cancels"] and rows.is_cancelled_by(arrival, row["trigger"], row["started_at"]):
+                        await connection.execute(_SQL["request"], *rows.cancel_values(arrival), row["run_id"])
 
         if arrivals:
             await self._with(keep)
 
-    async def forget_arrivals(self) -> None:
+    async def forget_arrivals(self, before: datetime) -> None:
         """See `Mailbox.forget_arrivals`."""
-        await self._with(lambda c: c.execute(_SQL["forget_arrivals"]))
+        await self._with(lambda c: c.execute(_SQL["forget_arrivals"], rfc3339(before)))
+
+    async def keep_patterns(self, patterns: Patterns) -> None:
+        """See `Mailbox.keep_patterns`."""
+        if values := rows.pattern_values(patterns):
+            await self._with(lambda c: c.execute(_SQL["keep_patterns"], *_columns(values)))
+
+    async def patterns(self) -> Patterns:
+        """See `Mailbox.patterns`."""
+        return rows.patterns(await self._with(lambda c: c.fetch(_SQL["patterns"])))
 
     async def add_caller(self, run_id: str, caller: Caller) -> None:
         """See `Mailbox.add_caller`."""
@@ -536,6 +554,15 @@ class PostgresStore:
                 await connection.execute(_SQL[name], *_columns(values))
         if over := [c.run_id for c in changes if c.finished_at is not None]:
             await connection.execute(_SQL["forget_waits"], over)
+        if cancelling := {c.run_id for c in changes if c.cancel_tokens and c.finished_at is None}:
+            await self._cancel_if_it_came(connection, list(cancelling))
+
+    async def _cancel_if_it_came(self, connection: _Connection, run_ids: list[str]) -> None:
+        runs = {row["id"]: row for row in await connection.fetch(_SQL["runs_whole"], run_ids)}
+        for row in await connection.fetch(_SQL["arrived_cancels"], run_ids):
+            arrival, run = rows.arrival((row["arrival"], row["data"])), runs[row["run_id"]]
+            if rows.is_cancelled_by(arrival, run["trigger"], run["started_at"]):
+                await connection.execute(_SQL["request"], *rows.cancel_values(arrival), row["run_id"])
 
     # --- leases and migrations
 

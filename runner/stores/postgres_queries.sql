@@ -88,14 +88,25 @@ ON CONFLICT DO NOTHING
 -- name: forget_waits
 DELETE FROM waits WHERE run_id = ANY ($1::text[])
 
--- name: arrive  and wake who waits: after it is there, so that nobody falls asleep over it
-WITH came AS (
-    INSERT INTO arrivals (token, source, id, received_at, arrival, data)
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[])
-    ON CONFLICT DO NOTHING
-    RETURNING token, id
-)
-SELECT waits.run_id, waits.cancels, came.token, came.id FROM waits JOIN came ON came.token = waits.token
+-- name: arrive  in a transaction of its own: who begins to wait meanwhile sees it, or is seen by `waiting` below
+INSERT INTO arrivals (token, source, id, received_at, arrival, data)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[])
+ON CONFLICT DO NOTHING
+
+-- name: waiting
+SELECT waits.token, waits.run_id, waits.cancels, runs.trigger, runs.started_at
+FROM waits JOIN runs ON runs.id = waits.run_id WHERE waits.token = ANY ($1::text[])
+
+-- name: arrived_cancels  what came between the runs' beginnings and their first commits
+SELECT waits.run_id, arrivals.arrival, arrivals.data
+FROM waits JOIN arrivals ON arrivals.token = waits.token
+WHERE waits.run_id = ANY ($1::text[]) AND waits.cancels ORDER BY arrivals.position
+
+-- name: keep_patterns
+INSERT INTO wait_patterns (event, fields) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING
+
+-- name: patterns
+SELECT event, fields FROM wait_patterns
 
 -- name: wake_all
 UPDATE runs SET due_at = CASE WHEN owner IS NULL THEN '0001-01-01T00:00:00.000Z' END, woken = owner IS NOT NULL
@@ -107,8 +118,8 @@ FROM waits JOIN runs ON runs.id = waits.run_id JOIN arrivals ON arrivals.token =
 WHERE waits.run_id = ANY ($1::text[]) AND NOT waits.cancels AND arrivals.received_at >= runs.started_at ORDER BY arrivals.position
 
 -- name: forget_arrivals
-DELETE FROM arrivals WHERE received_at < (
-    SELECT coalesce(min(started_at), '9999') FROM runs WHERE finished_at IS NULL
+DELETE FROM arrivals WHERE received_at < least(
+    $1, (SELECT coalesce(min(started_at), '9999') FROM runs WHERE finished_at IS NULL)
 )
 
 -- name: add_caller
@@ -163,7 +174,8 @@ RETURNING id
 UPDATE runs SET owner = $1, due_at = NULL WHERE id = $2
 
 -- name: request
-UPDATE runs SET request = coalesce(request, $1), due_at = CASE WHEN owner IS NULL THEN $2 ELSE due_at END
+UPDATE runs SET request = coalesce(request, $1), due_at = CASE WHEN owner IS NULL THEN $2 ELSE due_at END,
+    woken = woken OR owner IS NOT NULL
 WHERE id = $3 AND finished_at IS NULL
 RETURNING id
 

@@ -41,7 +41,7 @@ CREATE TABLE waits (
     token text NOT NULL,
     run_id text COLLATE "C" NOT NULL,
     cancels boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (token, run_id)
+    PRIMARY KEY (token, run_id, cancels)
 );
 
 CREATE INDEX waits_of ON waits (run_id);
@@ -62,4 +62,10 @@ CREATE INDEX arrivals_old ON arrivals (received_at);
 CREATE TABLE schedules (
     name text PRIMARY KEY,
     slot text NOT NULL
+);
+
+CREATE TABLE wait_patterns (
+    event text NOT NULL,
+    fields text NOT NULL,
+    PRIMARY KEY (event, fields)
 );

@@ -21,6 +21,7 @@ from runner.records import (
     EventRecord,
     Intervention,
     OutboxRow,
+    Patterns,
     Record,
     RunStarted,
     RunState,
@@ -197,6 +198,25 @@ def wait_values(change: Change) -> list[tuple[str, str, bool]]:
     """token, run_id, cancels of each."""
     waits = [(token, change.run_id, False) for token in change.tokens]
     return waits + [(token, change.run_id, True) for token in change.cancel_tokens]
+
+
+def is_cancelled_by(arrival: Arrival, trigger: str, started_at: str) -> bool:
+    """Whether a run that such events cancel is: it has begun before, and by another event."""
+    meta = _meta(trigger)
+    return arrival.received_at >= started_at and (meta.source, meta.id) != (arrival.meta.source, arrival.meta.id)
+
+
+def pattern_values(patterns: Patterns) -> list[tuple[str, str]]:
+    """event, fields of each."""
+    return [(event, text(list(fields))) for event, sets in patterns.items() for fields in sets]
+
+
+def patterns(found: Iterable[Sequence[str]]) -> Patterns:
+    """Of event, fields."""
+    known: dict[str, set[tuple[str, ...]]] = {}
+    for event, fields in found:
+        known.setdefault(event, set()).add(tuple(msgspec.json.decode(fields, type=list[str])))
+    return {event: frozenset(sets) for event, sets in known.items()}
 
 
 def cancel_values(arrival: Arrival) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from runner.records import (
     EventRecord,
     Intervention,
     OutboxRow,
+    Patterns,
     RunStarted,
     RunSummary,
     StoredRun,
@@ -181,17 +182,27 @@ class SqliteStore:
         def keep(connection: sqlite3.Connection) -> None:
             for arrival in arrivals:
                 if connection.execute(_SQL["arrive"], rows.arrival_values(arrival)).rowcount:
-                    for run_id, cancels in connection.execute(_SQL["waiting"], (arrival.token,)).fetchall():
-                        if cancels:
-                            connection.execute(_SQL["request"], (*rows.cancel_values(arrival), run_id))
-                        else:
+                    waiting = connection.execute(_SQL["waiting"], (arrival.token,)).fetchall()
+                    for run_id, cancels, trigger, started_at in waiting:
+                        if not cancels:
                             connection.execute(_SQL["wake"], (run_id,))
+                        elif rows.is_cancelled_by(arrival, trigger, started_at):
+                            connection.execute(_SQL["request"], (*rows.cancel_values(arrival), run_id))
 
         await self._file.write(keep)
 
-    async def forget_arrivals(self) -> None:
+    async def forget_arrivals(self, before: datetime) -> None:
         """See `Mailbox.forget_arrivals`."""
-        await self._file.write(lambda c: c.execute(_SQL["forget_arrivals"]))
+        await self._file.write(lambda c: c.execute(_SQL["forget_arrivals"], (rfc3339(before),)))
+
+    async def keep_patterns(self, patterns: Patterns) -> None:
+        """See `Mailbox.keep_patterns`."""
+        values = rows.pattern_values(patterns)
+        await self._file.write(lambda c: c.executemany(_SQL["keep_pattern"], values))
+
+    async def patterns(self) -> Patterns:
+        """See `Mailbox.patterns`."""
+        return rows.patterns(await self._file.read(lambda c: c.execute(_SQL["patterns"]).fetchall()))
 
     async def add_caller(self, run_id: str, caller: Caller) -> None:
         """See `Mailbox.add_caller`."""
@@ -354,6 +365,8 @@ def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
     connection.executemany(_SQL["add_wait"], rows.wait_values(change))
     if change.finished_at is not None:
         connection.execute(_SQL["forget_waits"], (change.run_id,))
+    elif change.cancel_tokens:
+        _cancel_if_it_came(connection, change.run_id)
     connection.executemany(_SQL["add_outgoing"], [rows.outgoing_values(message) for message in change.outgoing])
     return True
 
@@ -362,6 +375,14 @@ def _begin(connection: sqlite3.Connection, change: Change, started: RunStarted, 
     if started.key is not None:
         connection.execute(_SQL["free_key"], (started.handler, started.key, started.started_at))
     return connection.execute(_SQL["begin_run"], (*rows.run_values(change, started), owner)).rowcount == 1
+
+
+def _cancel_if_it_came(connection: sqlite3.Connection, run_id: str) -> None:
+    row = connection.execute(_SQL["run"], (run_id,)).fetchone()
+    for came in connection.execute(_SQL["arrived_cancels"], (run_id,)).fetchall():
+        arrival = rows.arrival(came)
+        if rows.is_cancelled_by(arrival, trigger=row[5], started_at=row[8]):
+            connection.execute(_SQL["request"], (*rows.cancel_values(arrival), run_id))
 
 
 def _find(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:

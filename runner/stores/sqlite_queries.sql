@@ -64,15 +64,26 @@ DELETE FROM waits WHERE run_id = ?
 INSERT INTO arrivals (token, source, id, received_at, arrival, data) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 
 -- name: waiting
-SELECT run_id, cancels FROM waits WHERE token = ?
+SELECT waits.run_id, waits.cancels, runs.trigger, runs.started_at
+FROM waits JOIN runs ON runs.id = waits.run_id WHERE waits.token = ?
+
+-- name: arrived_cancels  what came between the run's beginning and its first commit
+SELECT arrivals.arrival, arrivals.data FROM arrivals JOIN waits ON waits.token = arrivals.token
+WHERE waits.run_id = ? AND waits.cancels ORDER BY arrivals.position
+
+-- name: keep_pattern
+INSERT INTO wait_patterns (event, fields) VALUES (?, ?) ON CONFLICT DO NOTHING
+
+-- name: patterns
+SELECT event, fields FROM wait_patterns
 
 -- name: arrivals  since the run began, the earliest first
 SELECT arrivals.arrival, arrivals.data FROM arrivals JOIN waits ON waits.token = arrivals.token
 WHERE waits.run_id = ?1 AND NOT waits.cancels AND arrivals.received_at >= ?2 ORDER BY arrivals.position
 
 -- name: forget_arrivals
-DELETE FROM arrivals WHERE received_at < (
-    SELECT coalesce(min(started_at), '9999') FROM runs WHERE finished_at IS NULL
+DELETE FROM arrivals WHERE received_at < min(
+    ?, (SELECT coalesce(min(started_at), '9999') FROM runs WHERE finished_at IS NULL)
 )
 
 -- name: add_caller
@@ -112,7 +123,8 @@ LIMIT ?3
 UPDATE runs SET owner = ?1, due_at = NULL WHERE id = ?2
 
 -- name: request
-UPDATE runs SET request = coalesce(request, ?1), due_at = CASE WHEN owner IS NULL THEN ?2 ELSE due_at END
+UPDATE runs SET request = coalesce(request, ?1), due_at = CASE WHEN owner IS NULL THEN ?2 ELSE due_at END,
+    woken = woken OR owner IS NOT NULL
 WHERE id = ?3 AND finished_at IS NULL
 
 -- name: lost

@@ -43,7 +43,7 @@ CREATE TABLE waits (
     token TEXT NOT NULL,
     run_id TEXT NOT NULL,
     cancels INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (token, run_id)
+    PRIMARY KEY (token, run_id, cancels)
 ) WITHOUT ROWID;
 
 CREATE INDEX waits_of ON waits (run_id);
@@ -64,4 +64,10 @@ CREATE INDEX arrivals_old ON arrivals (received_at);
 CREATE TABLE schedules (
     name TEXT PRIMARY KEY,
     slot TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE wait_patterns (
+    event TEXT NOT NULL,
+    fields TEXT NOT NULL,
+    PRIMARY KEY (event, fields)
 ) WITHOUT ROWID;

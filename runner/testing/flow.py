@@ -218,7 +218,7 @@ class FlowKit:
         assert self.plan.journal is not None, "nothing in this plan waits for an event"
         delivery = _delivery(self.plan.journal, "test.events", event, encode_json(payload), None, ident)
         patterns = patterns_of([self.plan])
-        await self.store.arrive(intake.read_arrivals(self.plan, patterns, delivery, self.clock.now()))
+        await self.store.arrive(intake.read_arrivals(self.plan.events, patterns, delivery, self.clock.now()))
 
     async def finish(self, run_id: str, *, limit: int = 100) -> KitRun:
         """Let time go on, from one due moment to the next, until the run is final (or `limit` is reached).

@@ -29,6 +29,7 @@ from runner.records import (
     HELD,
     SUSPECT_CRASHES,
     Answer,
+    Arrival,
     AttemptBegun,
     AttemptFailed,
     Backlog,
@@ -204,6 +205,11 @@ _ALL_RECORDS: tuple[Record, ...] = (
 def answer(number: int, result: Any = None) -> Answer:
     """What came back for the command `c-number`."""
     return Answer(command_id=f"c-{number}", result=result)
+
+
+def arrival(number: int, token: str) -> Arrival:
+    """An event that bears that token, of when a run of the same number begins."""
+    return Arrival(token=token, received_at=at(number), meta=meta(number), data=b'{"n":1}')
 
 
 def caller(number: int, **fields: Any) -> Caller:
@@ -647,6 +653,14 @@ class StoreContract:
             assert run.request == _CANCEL
             assert await one.requests() == {run_id(1): _CANCEL}
 
+    async def test_a_run_of_which_something_is_asked_while_it_is_going_on_is_not_put_to_sleep(self) -> None:
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1))
+            assert await two.request(run_id(1), _CANCEL)
+            await one.commit(go_on(1, RunState.WAITING, due_at=at(3600)))
+            (run,) = await two.take(START, 10)
+            assert run.request == _CANCEL
+
     async def test_a_request_outlives_a_parking_and_ends_with_the_run(self) -> None:
         async with self.store() as store:
             await store.commit(begin(1))
@@ -755,6 +769,63 @@ class StoreContract:
             await store.commit(_keyed(1, key=self.text))
             assert await store.holder("orders.place", self.text, START) == run_id(1)
             assert not await store.commit(_keyed(2, key=self.text))
+
+    # --- events that runs wait for
+
+    async def test_an_event_wakes_the_runs_that_wait_for_it_and_comes_with_them(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, state=RunState.WAITING, tokens=("t-1",), due_at=at(9999), asleep=True))
+            await store.commit(begin(2, state=RunState.WAITING, tokens=("t-2",), due_at=at(9999), asleep=True))
+            await store.arrive([arrival(9, "t-1")])
+            (taken,) = await store.take(START, 10)
+            assert (taken.started.run_id, taken.arrivals) == (run_id(1), (arrival(9, "t-1"),))
+
+    async def test_an_event_that_comes_twice_is_there_once_and_still_wakes(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, state=RunState.WAITING, tokens=("t-1",), due_at=at(9999)))
+            await store.arrive([arrival(9, "t-1")])
+            await store.arrive([arrival(9, "t-1")])
+            (taken,) = await store.take(START, 10)
+            assert taken.arrivals == (arrival(9, "t-1"),)
+
+    async def test_what_came_before_the_run_began_is_not_among_what_came(self) -> None:
+        async with self.store() as store:
+            await store.arrive([arrival(1, "t-1"), arrival(7, "t-1")])
+            await store.commit(begin(5, tokens=("t-1",)))
+            assert (await the_run(store, 5)).arrivals == (arrival(7, "t-1"),)
+
+    async def test_an_event_cancels_the_runs_that_it_cancels_also_if_it_came_before_they_were_durable(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, cancel_tokens=("t-1",)))
+            await store.arrive([arrival(9, "t-1")])
+            await store.commit(begin(2, cancel_tokens=("t-1",)))
+            for number in (1, 2):
+                request = (await the_run(store, number)).request
+                assert request is not None
+                assert request.action == "cancel"
+
+    async def test_no_event_cancels_a_run_that_began_after_it_or_by_it(self) -> None:
+        async with self.store() as store:
+            await store.arrive([arrival(1, "t-1")])
+            await store.commit(begin(2, cancel_tokens=("t-1",)))
+            await store.arrive([msgspec.structs.replace(arrival(9, "t-1"), meta=started(2).trigger)])
+            assert (await the_run(store, 2)).request is None
+
+    async def test_events_are_forgotten_that_no_run_of_now_or_of_the_time_before_can_wait_for(self) -> None:
+        async with self.store() as store:
+            await store.arrive([arrival(number, "t-1") for number in (1, 4, 6)])
+            await store.forget_arrivals(START + timedelta(seconds=3))
+            await store.commit(begin(3, tokens=("t-1",)))
+            await store.forget_arrivals(START + timedelta(seconds=99))
+            assert [each.meta.id for each in (await the_run(store, 3)).arrivals] == ["m-4", "m-6"]
+
+    async def test_what_waits_look_at_is_known_to_all_whichever_plan_says_so(self) -> None:
+        async with self.store() as one, self.store() as two:
+            assert await one.patterns() == {}
+            await one.keep_patterns({"paid": frozenset({("order.id",), ()})})
+            await two.keep_patterns({"paid": frozenset({("order.id",), ("a", "b")}), "sent": frozenset({()})})
+            known = {"paid": frozenset({("order.id",), (), ("a", "b")}), "sent": frozenset({()})}
+            assert await one.patterns() == await two.patterns() == known
 
     # --- commands: their answers, and who waits for one
 

@@ -359,3 +359,35 @@ async def test_a_crash_while_it_is_undone_repeats_no_undo_that_is_stored(moment:
         assert (await kit.finish(RUN)).state is RunState.COMPENSATED
     assert service.done.count("undo_b") == (2 if moment == "before" else 1)
     assert service.done.count("undo_a") == 1
+
+
+async def test_an_attempt_that_a_crash_cut_short_is_undone_when_the_run_is_cancelled_before_it_is_repeated() -> None:
+    service = Service()
+    async with service.kit(f"steps: [{undoable('a')}, {tried('b')}, {tried('c')}]") as kit:
+        await crashed_once(kit, service)
+        assert (await kit.cancel(RUN)).state is RunState.CANCELLED
+    assert service.done == ["a", "b", "undo_b", "undo_a"], "c was never begun"
+
+
+async def test_an_attempt_that_a_crash_cut_short_is_undone_when_the_run_is_too_late_to_repeat_it() -> None:
+    service = Service()
+    async with service.kit(f"timeout: 10s\nsteps: [{undoable('a')}, {tried('b')}, {tried('c')}]") as kit:
+        await crashed_once(kit, service)
+        kit.clock.advance(11)
+        assert (await kit.finish(RUN)).state is RunState.COMPENSATED
+    assert service.done == ["a", "b", "undo_b", "undo_a"]
+
+
+async def test_an_attempt_that_a_crash_cut_short_while_it_was_retried_stays_of_unknown_result() -> None:
+    """A run that waits for its next attempt dies in it, and the one after is declined."""
+    service = Service({"b": [RetryableError("busy")]})
+    body = f"retry: {{max_attempts: 4, delay: 5s, jitter: none}}\nsteps: [{undoable('a')}, {tried('b', '')}]"
+    async with service.kit(body) as kit:
+        assert await kit.send("go", {}, ident="m-1") is not None
+        kit.clock.advance(6)
+        await crash(kit, service, lambda: kit.resume(RUN))
+        await kit.store.seize(RUN)
+        await kit.store.commit(Change(run_id=RUN, state=RunState.WAITING, suspect=True))
+        service.answers["b"] = [TerminalError("there_already")]
+        assert (await kit.finish(RUN)).state is RunState.COMPENSATED
+    assert service.done == ["a", "b", "b", "b", "undo_b", "undo_a"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from runner.engine import outbox as outbox_module
@@ -13,9 +15,10 @@ from runner.engine.outbox import Outbox
 from runner.errors import StoreError, TransportError
 from runner.message import Delivery, Outgoing
 from runner.plan import Binding, Exchange, Queue, Topology
+from runner.records import RunState
 from runner.sqlite_file import SqliteFile
 from runner.stores.sqlite import SqliteStore
-from runner.testing.store_contract import begin, outgoing
+from runner.testing.store_contract import at, begin, outgoing, the_run
 from runner.transports.embedded import EmbeddedTransport
 
 TOPOLOGY = Topology(
@@ -125,3 +128,28 @@ async def test_large_messages_go_out_in_batches_that_a_slow_line_can_confirm(par
     await run_until_flushed(Outbox(store, Watched(), store))  # type: ignore[arg-type]
     assert sizes == [3_000_000, 3_000_000, 1_500_000]
     assert await transport.depth(["q"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"), [('unroutable: no queue takes "pay"', True), ("nacked: the queue is full", False)]
+)
+async def test_who_sent_a_command_is_told_that_nobody_takes_it_and_of_no_other_refusal(
+    parts: Any, reason: str, told: bool
+) -> None:
+    store, _ = parts
+    command = outgoing(1)
+    asks = replace(command.properties, reply_to="answers")
+    waiting = begin(1, state=RunState.WAITING, due_at=at(9999), commands=("m-1",))
+    sent = replace(command, properties=asks)
+    await store.commit(msgspec.structs.replace(waiting, outgoing=(sent,)))
+
+    class Refusing:
+        async def publish(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
+            return [reason for _ in messages]
+
+    await run_until_flushed(Outbox(store, Refusing(), store))  # type: ignore[arg-type]
+
+    answers = (await the_run(store, 1)).answers
+    assert [answer.error.type for answer in answers if answer.error is not None] == (["no_handler"] if told else [])
+    kept = [row.reason for row in await store.outbox(10, refused=True)]
+    assert kept == ([] if told else [reason])

@@ -430,3 +430,30 @@ async def test_what_has_begun_anew_and_got_through_does_not_begin_anew_once_more
         assert (await kit.retry(RUN)).state is RunState.COMPLETED
         with pytest.raises(RefusedError):
             await kit.retry(RUN)
+
+
+@pytest.mark.parametrize("where", ["among the steps", "in a branch", "in on_failure"])
+async def test_a_stop_that_was_reached_still_stops_after_a_retry(where: str) -> None:
+    """What fails is the undo, after the stop, or the block that holds it; what stands behind the stop stays undone."""
+    service = Service({"undo_a": ONCE})
+    broken = (
+        "{id: a, use: act, with: {what: a}, compensate: {use: act, with: {what: undo_a}, retry: {max_attempts: 1}}}"
+    )
+    stop = "{stop: true}"
+    body = {
+        "among the steps": f"steps: [{act('a')}, {stop}, {act('z')}]",
+        "in a branch": f"steps: [{act('a')}, {{switch: [{{when: 'true', do: [{stop}]}}]}}, {act('z')}]",
+        "in on_failure": f"steps: [{broken}, {act('bad')}]\non_failure: [{stop}, {act('z')}]",
+    }[where]
+    service.answers["bad"] = [TerminalError("bad")]
+    async with service.kit(body) as kit:
+        done = await kit.send("go", {}, ident="m-1")
+        assert done is not None
+        done = await kit.finish(RUN)
+        if where == "in on_failure":
+            assert done.state is RunState.COMPENSATION_FAILED
+            done = await kit.retry(RUN)
+            assert done.state is RunState.COMPENSATED
+        else:
+            assert done.state is RunState.COMPLETED
+    assert "z" not in service.done

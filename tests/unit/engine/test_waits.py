@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from acting import Crash, CrashingStore, Service, run, since
+from acting import Crash, CrashingStore, Gate, Service, run, since
 
 from runner.engine.run import run_id
+from runner.errors import TerminalError
 from runner.records import RunState, StepState
 from runner.testing import FlowKit, KitRun
 from runner.times import rfc3339
@@ -60,7 +62,7 @@ async def test_a_wait_parks_the_run_until_its_time() -> None:
     [("run.started_at | plus('2h')", 7200), ("event.at", 3600), ("event.past", 0), ("event.zone", 1800)],
 )
 async def test_a_wait_until_a_time(until: str, seconds: float) -> None:
-    async with Service().kit(f"steps: [{{wait: {{until: \"{until}\"}}}}]") as kit:
+    async with Service().kit(f'steps: [{{wait: {{until: "{until}"}}}}]') as kit:
         now = kit.clock.now()
         payload = {
             "at": rfc3339(now + timedelta(hours=1)),
@@ -228,7 +230,7 @@ async def test_events_that_nobody_can_wait_for_any_more_are_forgotten() -> None:
         await kit.clock.sleep_until(kit.clock.now() + timedelta(seconds=1))
         await begin(kit)
         await kit.arrive("answer", says("yes"))
-        await kit.store.forget_arrivals()
+        await kit.store.forget_arrivals(kit.clock.now())
         assert (await kit.finish(RUN)).state is RunState.COMPLETED
 
 
@@ -278,3 +280,43 @@ async def test_what_cancels_must_be_there_to_be_read() -> None:
     assert done.stored.error is not None
     assert done.stored.error.type == "expression"
     assert service.done == []
+
+
+async def test_an_event_that_came_while_the_first_step_went_on_cancels_the_run() -> None:
+    gate = Gate()
+    service = Service({"a": [gate]})
+    async with service.kit(CANCELLED) as kit:
+        going = asyncio.create_task(begin(kit))
+        await gate.entered.wait()
+        await kit.arrive("withdrawal", {"id": 7})
+        assert (await kit.look(RUN)).stored.request is not None, "the run stands in the store before its first effect"
+        gate.opened.set()
+        await going
+        done = await kit.finish(RUN)
+    assert done.state is RunState.CANCELLED
+    assert service.done == ["a", "undo_a"]
+
+
+@pytest.mark.parametrize("source", ["/amqp", "/somewhere/else"])
+async def test_the_event_that_begins_a_run_neither_cancels_it_nor_ends_its_waits(source: str) -> None:
+    body = """
+    cancel_on: [{event: go}]
+    steps: [{id: again, wait_for: {event: go, timeout: 10m}, catch: [{on: [timeout], do: [{stop: true}]}]}]
+    """
+    async with Service().kit(body) as kit:
+        await begin(kit)
+        await kit.arrive("go", {"id": 7}, ident="m-1" if source == "/amqp" else "m-2")
+        done = await kit.finish(RUN)
+    assert done.state is (RunState.COMPLETED if source == "/amqp" else RunState.CANCELLED)
+
+
+async def test_a_run_that_is_retried_is_cancelled_by_its_events_again() -> None:
+    service = Service()
+    body = """
+    cancel_on: [{event: withdrawal, match: {id: "{{ event.id }}"}}]
+    steps: [{use: act, with: {what: a}}, {wait: 1h}]
+    """
+    async with service.kit(body) as kit:
+        service.answers["a"] = [TerminalError("no"), lambda: kit.arrive("withdrawal", {"id": 7})]
+        assert (await begin(kit)).state is RunState.FAILED
+        assert (await kit.retry(RUN)).state is RunState.CANCELLED
