@@ -132,6 +132,8 @@ class _Choice:
     error: str | None
     everything: bool
     states: Sequence[RunState]
+    but: Callable[[StoredRun], bool] = lambda run: False
+    """Which of those that filters find are left alone."""
 
     def __post_init__(self) -> None:
         filters = self.everything or self.state or self.handler or self.error
@@ -153,6 +155,11 @@ class _Choice:
         there = [run for run in runs if run is not None]
         return there if self.run_ids else [run for run in there if began_anew_as(run) is None]
 
+    def split(self, runs: Sequence[StoredRun]) -> tuple[list[StoredRun], list[StoredRun]]:
+        """Those to act on, and those that only an id chooses."""
+        left = [] if self.run_ids else [run for run in runs if self.but(run)]
+        return [run for run in runs if run not in left], left
+
 
 _FAILED = (RunState.FAILED, RunState.COMPENSATION_FAILED)
 _UNDONE = (RunState.COMPENSATED, RunState.CANCELLED)
@@ -170,8 +177,10 @@ def retry_command(
     A failed run goes on at its failed step, one whose compensation failed repeats what could not be undone, both
     under the same idempotency keys. A compensated or cancelled one begins anew under another id, by the present
     flow files; --all takes those only with --state.
+
+    A run that did a command has told its sender that it failed, who may have undone it: only its id chooses it.
     """
-    choice = _Choice(states=_FAILED, **which)
+    choice = _Choice(states=_FAILED, but=_is_answered, **which)
     project = compiled(root) if _may_begin_anew(root, store, choice) else None
     present = project.plan if project is not None else None
 
@@ -231,7 +240,7 @@ def _do(
     ask: bool = False,
 ) -> None:
     """Do it to each; those that refuse are said, and the exit code is 1."""
-    runs = _with_store(root, store, choice.runs)
+    runs, left = choice.split(_with_store(root, store, choice.runs))
     refused: list[RefusedError] = []
     willing = [run for run in runs if not _refuses(lambda run=run: check(run), refused)]  # type: ignore[misc]
     if willing and ask and not dry_run:
@@ -258,6 +267,13 @@ def _do(
     done = willing if dry_run else _with_store(root, store, go)
     words = {"retry": "retried", "cancel": "asked to cancel", "kill": "killed"}
     output.echo(f"{'would ' + verb if dry_run else words[verb]} {_count(done)}")
+    if left:
+        ids = ", ".join(story.short(run.started.run_id) for run in left[:5]) + (" …" if len(left) > 5 else "")
+        output.echo(
+            f"left {_count(left)} that did a command: who sent it was told that it failed, and may have undone it. "
+            f"Retry the run that sent it; or, if nobody undid it, this one by its id: {ids}",
+            err=True,
+        )
     for error in refused:
         show_error(error)
     if refused:
@@ -271,6 +287,11 @@ def _refuses(check: Callable[[], None], refused: list[RefusedError]) -> bool:
         refused.append(error)
         return True
     return False
+
+
+def _is_answered(run: StoredRun) -> bool:
+    caller = run.started.caller
+    return caller is not None and caller.reply_to is not None
 
 
 def _count(runs: Sequence[StoredRun]) -> str:

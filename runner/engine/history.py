@@ -27,6 +27,9 @@ from runner.records import (
     WaitBegun,
 )
 
+UNSETTLED = frozenset({"timeout", "internal", "crashed", "cancelled"})
+"""Errors of a reply after which the effect may be there all the same."""
+
 
 class History:
     """The folded records of one run. `add` is the only way to change it, for old records and new ones alike."""
@@ -89,14 +92,14 @@ class History:
                 self.attempts.setdefault(record.step_id, []).append(record)
                 self.unanswered.pop(record.step_id, None)
                 self._over(record.step_id)
-                self._tried(record.step_id, unknown=record.unknown)
+                self._tried(record.step_id, unknown=record.unknown or self._is_unsettled(record.step_id, record.error))
             case BranchTaken():
                 self.branches[record.step_id] = record.branch
             case ErrorCaught():
                 self.caught[record.step_id] = record
                 self.steps[record.step_id] = _seen(StepState.FAILED, None, record.error, record.attempts)
                 self._over(record.step_id)
-                self._tried(record.step_id, unknown=record.unknown)
+                self._tried(record.step_id, unknown=record.unknown or self._is_unsettled(record.step_id, record.error))
             case RunFailed():
                 self._fail(record)
             case UndoFinished():
@@ -122,7 +125,13 @@ class History:
             self.pivoted = self.pivoted or record.pivot
             if record.action == "set":
                 self.variables.update(record.output)
-        self._tried(record.step_id, unknown=record.unknown or record.state is StepState.COMPLETED)
+        done = record.state is StepState.COMPLETED
+        unknown = record.unknown or self._is_unsettled(record.step_id, record.error)
+        self._tried(record.step_id, unknown=done or unknown)
+
+    def _is_unsettled(self, step_id: str, error: Error | None) -> bool:
+        """Whether it is a command, and who did it says itself that it was cut short."""
+        return step_id in self.sent and error is not None and error.type in UNSETTLED
 
     def _fail(self, record: RunFailed) -> None:
         self.failure = record.error

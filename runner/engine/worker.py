@@ -357,6 +357,9 @@ class Worker:
             await self._refuse(program, delivery, fault)
             return True
         self.counts.duplicates += 1
+        if other is not None:
+            head = f"{started.run_id[:8]} {program.name}"
+            _log.info("%s  is no run: %s has its idempotency key %s already", head, other[:8], key)
         if started.caller is not None and started.caller.reply_to is not None:
             await self._mailbox.add_caller(other or started.run_id, started.caller)
             self._due.set()

@@ -20,8 +20,15 @@ events:
   job: {schema: {type: object, required: [kind], properties: {kind: {type: string}}}, external: true}
 routes:
   - {on: job, when: event.kind is startswith("ship"), to: ship}
-  - {on: job, when: not (event.kind is startswith("ship")), to: work}
+  - {on: job, when: event.kind == "ask", to: ask}
+  - {on: job, when: event.kind != "ask" and not (event.kind is startswith("ship")), to: work}
+commands:
+  book: {handler: book, timeout: 20s, schema: {type: object, required: [kind], properties: {kind: {type: string}}}}
 handlers:
+  ask:
+    steps: [{command: book, with: {kind: booking}}]
+  book:
+    steps: [{id: b, use: desk.do, with: {what: b, kind: "{{ command.kind }}"}}]
   work:
     steps:
       - id: a
@@ -51,7 +58,7 @@ async def do(ctx: Context, *, what: str, kind: str) -> None:
     match kind, what:
         case "stuck", "undo_a":
             raise TerminalError("locked")
-        case ("bare" | "undo" | "stuck" | "ship"), "b":
+        case ("bare" | "undo" | "stuck" | "ship" | "booking"), "b":
             raise TerminalError(f"no_{kind}")
         case ("later" | "ship_later"), "b":
             raise RetryableError("busy", retry_after_s=3600)
@@ -188,6 +195,19 @@ def test_filters_choose(desk: Desk, filters: list[str], kinds: list[str]) -> Non
     count = f"{len(kinds)} run{'' if len(kinds) == 1 else 's'}"
     assert desk.runs("retry", *filters).stdout == f"retried {count}\n"
     assert [kind for kind in ENDED if desk.state(kind) == "running"] == kinds
+
+
+def test_filters_leave_alone_what_did_a_command_for_its_sender_may_have_undone_it(desk: Desk) -> None:
+    desk.emit("ask")
+    desk.go_on()
+    assert (desk.state("ask"), desk.state("booking")) == ("failed", "failed")
+
+    done = desk.runs("retry", "--handler", "jobs.book")
+    assert done.stdout == "retried 0 runs\n"
+    [booking] = desk.ids("booking")
+    assert "left 1 run that did a command" in done.stderr
+    assert booking[:8] in done.stderr
+    assert desk.runs("retry", booking).stdout == "retried 1 run\n"
 
 
 def test_what_was_undone_begins_anew_under_another_id(desk: Desk) -> None:

@@ -248,6 +248,34 @@ async def test_without_an_answer_the_error_is_a_timeout_that_may_be_retried() ->
     assert done.stored.error == Error(type="timeout", message="no reply to pay within 10 s", retryable=True, step="pay")
 
 
+@pytest.mark.parametrize(
+    ("error", "undone"),
+    [("timeout", True), ("internal", True), ("crashed", True), ("cancelled", True), ("card_declined", False)],
+)
+@pytest.mark.parametrize("caught", [False, True])
+async def test_what_was_cut_short_at_its_receiver_may_have_been_done_and_is_undone(
+    error: str, undone: bool, caught: bool
+) -> None:
+    end = "{fail: {type: no_luck, message: sorry}}"
+    catch = ", catch: [{do: []}]" if caught else ""
+    async with asking(f"steps: [{pay(f'retry: {{max_attempts: 1}}, {UNDO}{catch}')}, {end}]") as kit:
+        await begin(kit)
+        failed = Error(type=error, message="no result within 2 s", retryable=False)
+        await answer_next(kit, error=failed)
+        assert [sent.command for sent in kit.sent[1:]] == (["refund"] if undone else [])
+
+
+async def test_what_was_cut_short_at_its_receiver_is_asked_for_anew_when_it_is_tried_again() -> None:
+    async with asking(f"steps: [{pay(f'{TWICE}, {UNDO}')}]") as kit:
+        await begin(kit)
+        await answer_next(kit, error=Error(type="internal", message="a bug", retryable=True))
+        kit.clock.advance(5)
+        await kit.resume(RUN)
+        first, second = kit.sent
+        assert first.id != second.id, "under its old id it would be given the old answer"
+        assert (await answer_next(kit, PAID)).state is RunState.COMPLETED
+
+
 @pytest.mark.parametrize(("condition", "undone"), [("", []), (", if: attempted", ["refund"])])
 async def test_what_timed_out_may_have_been_done_and_is_undone_where_attempted_suffices(
     condition: str, undone: list[str]
