@@ -177,10 +177,12 @@ async def _connected(settings: Settings, wait_s: float, stop: asyncio.Event, sta
 async def _run_worker(app: App, project: Project, role: Role, given: _Options, post: Post, stop: asyncio.Event) -> int:
     await app.prepare(project.plan.topology)
     worker = await app.worker(project, role)
+    if post.is_first:
+        _say_what_starts(app.settings)
     tasks = await worker.start()
     post.tell("ready")
     if post.is_first:
-        _say_ready(app.settings, project, role.programs, post.of)
+        _say_ready(project, role.programs, post.of)
     await _until(stop, worker, given.until_idle)
     drained = await worker.drain(given.grace_s)
     for task in tasks:
@@ -235,7 +237,7 @@ async def _until(stop: asyncio.Event, worker: Worker, until_idle: bool) -> None:
 # --- what is said
 
 
-def _say_ready(settings: Settings, project: Project, programs: tuple[Program, ...], workers: int) -> None:
+def _say_what_starts(settings: Settings) -> None:
     brokers = ", ".join(mask_url(url) for url in settings.brokers)
     _log.info(
         "flowrun %s · project %s · broker %s · store %s",
@@ -244,9 +246,12 @@ def _say_ready(settings: Settings, project: Project, programs: tuple[Program, ..
         brokers,
         mask_url(settings.store),
     )
-    served = sum(bool(program.routes) for program in programs)
+
+
+def _say_ready(project: Project, programs: tuple[Program, ...], workers: int) -> None:
+    served = sum(program.is_served for program in programs)
     many = f", in {workers} processes" if workers > 1 else ""
-    _log.info("ready: %d handler%s waiting for events%s", served, " is" if served == 1 else "s are", many)
+    _log.info("ready: %d handler%s waiting for messages%s", served, " is" if served == 1 else "s are", many)
     external = [event.name for event in project.plan.events.values() if event.external]
     if external:
         _log.info("in another terminal: flowrun emit %s --data '{…}'", external[0])

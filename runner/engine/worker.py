@@ -127,14 +127,14 @@ class Worker:
 
     async def start(self) -> tuple[asyncio.Task[None], ...]:
         """Begin to consume; returns the tasks that go on until `drain`. Raises TransportError or StoreError."""
-        for lane in self._lanes.values():
-            if lane.program.is_served:
-                self._cancels.append(await self._consume(lane))
         self._cancels.append(await self._consume_one_by_one(self._plan.net, self._move))
         await self._consume_what_runs_wait_for()
         self._doorbell.on_ring(self._ring)
         if (await self._reader.backlog(handlers=self._handlers)).suspects:
             self._on_suspects()
+        for lane in self._lanes.values():
+            if lane.program.is_served:
+                self._cancels.append(await self._consume(lane))
         work = [self._outbox.run(), self._take_runs()]
         work += [self._scheduler.run()] if self._plan.schedules else []
         return tuple(asyncio.create_task(each) for each in work)

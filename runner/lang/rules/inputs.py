@@ -1,4 +1,5 @@
-"""FR304 to FR307: `with` fits the plugin's parameters, or the event's schema, as far as its text tells.
+"""FR304 to FR307: what is given fits the plugin's parameters, or the schema of the event, command or reply, as far as
+its text tells.
 
 A value that is a template is known only at run time; a constant is checked here.
 """
@@ -6,18 +7,31 @@ A value that is a template is known only at run time; a constant is checked here
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jsonschema_rs
 
 from runner.diagnostics import Diagnostic, Related, did_you_mean
-from runner.lang.declare import StepDecl, scalars
+from runner.lang.declare import CommandDecl, HandlerDecl, StepDecl, scalars
 from runner.lang.payloads import Payload
 from runner.lang.project import Declarations
 from runner.plan import Signature
 from runner.source import MappingNode, Node, ScalarNode, Span, plain
 
 _OPAQUE = frozenset({"$ref", "allOf", "anyOf", "oneOf", "if", "patternProperties", "dependentSchemas", "not"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Data:
+    """What is given for a payload: `what` is the payload's name, `key` the key that stands at `place`, or could."""
+
+    kind: str
+    what: str
+    key: str
+    given: Node | None
+    place: Span
+    declared: Related
 
 
 def check(project: Declarations) -> Iterator[Diagnostic]:
@@ -30,12 +44,59 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
             signature = project.signatures.get(name)
             if signature is not None:
                 yield from _use(step, signature)
-        elif step.action == "emit" and name in project.events:
-            place = project.events[name].node.span
-            yield from _payload(project, step, project.payloads[name], Related("the event is declared here", place))
-        elif step.action == "command" and name in project.commands:
-            place = project.commands[name].node.span
-            yield from _payload(project, step, project.payloads[name], Related("the command is declared here", place))
+        elif name in {"emit": project.events, "command": project.commands}.get(step.action, {}):
+            yield from _payload(project, project.payloads[name], _data_of(project, step, name))
+    for flow in project.flows:
+        for schedule in flow.schedules:
+            name = "" if schedule.event is None else str(schedule.event.value)
+            if schedule.event is not None and name in project.events:
+                key = schedule.body.key("with")
+                data = _Data(
+                    kind="event",
+                    what=f'event "{name}"',
+                    key="with",
+                    given=schedule.inputs,
+                    place=(key or schedule.event).span,
+                    declared=Related("the event is declared here", project.events[name].node.span),
+                )
+                yield from _payload(project, project.payloads[name], data)
+    for handler in project.handlers.values():
+        for command in project.commands_of(handler):
+            yield from _reply(project, handler, command)
+
+
+def _data_of(project: Declarations, step: StepDecl, name: str) -> _Data:
+    kind = "event" if step.action == "emit" else "command"
+    node = project.events[name].node if step.action == "emit" else project.commands[name].node
+    return _Data(
+        kind=kind,
+        what=f'{kind} "{name}"',
+        key="with",
+        given=step.inputs,
+        place=(step.node.key("with") or step.target).span,
+        declared=Related(f"the {kind} is declared here", node.span),
+    )
+
+
+def _reply(project: Declarations, handler: HandlerDecl, command: CommandDecl) -> Iterator[Diagnostic]:
+    """A handler without `reply` answers null."""
+    payload = project.replies[command.name]
+    declared = Related("the command is declared here", command.node.span)
+    key = handler.body.key("reply")
+    if key is not None:
+        data = _Data(
+            kind="reply",
+            what=f'the reply of "{command.name}"',
+            key="reply",
+            given=handler.body.get("reply"),
+            place=key.span,
+            declared=declared,
+        )
+        yield from _payload(project, payload, data)
+    elif payload.check(None) is not None:
+        summary = f'"{handler.name}" answers nothing, and the reply of "{command.name}" must fit its schema'
+        help = "add reply: {…} beside its steps"
+        yield Diagnostic(code="FR305", summary=summary, span=handler.node.span, help=help, related=(declared,))
 
 
 def _one_template(step: StepDecl) -> Iterator[Diagnostic]:
@@ -60,7 +121,7 @@ def _is_one_template(text: str) -> bool:
 
 def _use(step: StepDecl, signature: Signature) -> Iterator[Diagnostic]:
     parameters = {parameter.name: parameter for parameter in signature.parameters}
-    given = _given(step)
+    given = _given(step.inputs)
     for name, (key, value) in given.items():
         parameter = parameters.get(name)
         if parameter is not None:
@@ -73,48 +134,46 @@ def _use(step: StepDecl, signature: Signature) -> Iterator[Diagnostic]:
     for parameter in signature.parameters:
         if parameter.required and parameter.name not in given:
             summary = f'{signature.name} needs "{parameter.name}" ({signature.location})'
-            help = _add_it(step, parameter.name)
-            yield Diagnostic(code="FR305", summary=summary, span=_place(step), help=help)
+            help = _add_it("with", step.inputs, parameter.name)
+            place = (step.node.key("with") or step.target).span
+            yield Diagnostic(code="FR305", summary=summary, span=place, help=help)
 
 
-def _payload(project: Declarations, step: StepDecl, payload: Payload, declared: Related) -> Iterator[Diagnostic]:
-    what = "event" if step.action == "emit" else "command"
+def _payload(project: Declarations, payload: Payload, data: _Data) -> Iterator[Diagnostic]:
     outline = payload.outline
     if payload.fits_anything() or _OPAQUE & set(outline):
         return
+    if data.given is not None and not isinstance(data.given, MappingNode):
+        return  # one template, or the wrong shape
     properties: Mapping[str, Any] = outline.get("properties", {})
-    given = _given(step)
-    related = (declared,)
+    given = _given(data.given)
+    related = (data.declared,)
     for name, (key, value) in given.items():
         if name in properties:
             check = project.compiler.fragment_check(payload, properties[name])
             fault = check(plain(value)) if _is_constant(value) else None
             if fault is not None:
-                summary = f'"{name}" does not fit the {what}: {fault.partition(": ")[2]}'
+                summary = f'"{name}" does not fit the {data.kind}: {fault.partition(": ")[2]}'
                 yield Diagnostic(code="FR306", summary=summary, span=value.span, related=related)
         elif outline.get("additionalProperties") is False:
             help = did_you_mean(name, properties)
-            summary = f'{what} "{step.name}" has no field "{name}"'
+            summary = f'{data.what} has no field "{name}"'
             yield Diagnostic(code="FR304", summary=summary, span=key.span, help=help, related=related)
     for name in outline.get("required", ()):
         if name not in given:
-            summary = f'{what} "{step.name}" needs the field "{name}"'
-            help = _add_it(step, name)
-            yield Diagnostic(code="FR305", summary=summary, span=_place(step), help=help, related=related)
+            summary = f'{data.what} needs the field "{name}"'
+            help = _add_it(data.key, data.given, name)
+            yield Diagnostic(code="FR305", summary=summary, span=data.place, help=help, related=related)
 
 
-def _place(step: StepDecl) -> Span:
-    return (step.node.key("with") or step.target).span
+def _add_it(key: str, given: Node | None, name: str) -> str:
+    return f"add {name}: …" if given is not None else f"add {key}: {{{name}: …}}"
 
 
-def _add_it(step: StepDecl, name: str) -> str:
-    return f"add {name}: …" if step.node.get("with") is not None else f"add with: {{{name}: …}}"
-
-
-def _given(step: StepDecl) -> dict[str, tuple[ScalarNode, Node]]:
-    if not isinstance(step.inputs, MappingNode):
+def _given(inputs: Node | None) -> dict[str, tuple[ScalarNode, Node]]:
+    if not isinstance(inputs, MappingNode):
         return {}
-    return {name: (key, value) for name, key, value in step.inputs.items()}
+    return {name: (key, value) for name, key, value in inputs.items()}
 
 
 def _constant(name: str, value: Node, schema: Mapping[str, Any], location: str) -> Iterator[Diagnostic]:

@@ -113,7 +113,7 @@ async def test_the_reply_is_a_mapping_of_templates_or_one(reply: str, result: An
 
 
 async def test_a_handler_that_says_no_reply_answers_null() -> None:
-    async with doing("steps: []") as kit:
+    async with doing(f"steps: [{undoable('a')}]\n{REPLY}") as kit:
         run = await kit.call("ask", None)
         assert run is not None
         assert run.reply is not None
@@ -178,7 +178,7 @@ async def test_where_the_undoing_fails_too_the_caller_hears_the_first_error() ->
     assert reply.error.type == "card_declined"
 
 
-@pytest.mark.parametrize("reply", ["reply: {id: 7}", "reply: {}", 'reply: "{{ command.order }}"', ""])
+@pytest.mark.parametrize("reply", ['reply: {id: "{{ 7 }}"}', 'reply: "{{ {} }}"', 'reply: "{{ command.order }}"'])
 async def test_a_reply_that_does_not_fit_fails_the_run_which_undoes_what_it_did(reply: str) -> None:
     service = Service()
     body = f"steps: [{undoable('a')}]\non_failure: [{{use: act, with: {{what: report}}}}]\n{reply}"
