@@ -66,3 +66,18 @@ def test_a_run_that_sleeps_survives_kills_and_its_event_finds_it(shop: Shop) -> 
     assert "while you were away" in output
     assert "while you were there" in output
     assert "Traceback" not in output
+
+
+def test_a_run_that_waits_gets_its_event_also_once_the_flow_waits_for_nothing_any_more(shop: Shop) -> None:
+    shop.run("emit", "asked", "--data", '{"id": "r-1"}', "--id", "r-1")
+    before = shop.start("--quiet")
+    wait_until(lambda: states(shop) == {"r-1": "waiting"}, alive=before)
+    assert stop(before)[0] == 0
+
+    head, _, _ = FLOW.partition("    cancel_on:")
+    (shop.folder / "flows/f.yaml").write_text(head + "    steps: [{use: log, with: {message: at once}}]\n")
+    after = shop.start()
+    shop.run("emit", "asked", "--data", '{"id": "r-2"}', "--id", "r-2")
+    shop.run("emit", "answered", "--data", '{"about": {"id": "r-1"}, "says": "by the plan of before"}')
+    wait_until(lambda: states(shop) == {"r-1": "completed", "r-2": "completed"}, alive=after)
+    assert "by the plan of before" in stop(after)[1]
