@@ -17,7 +17,10 @@ def compiled(root: Path, project: str | None = None) -> Project:
         raise SettingsError(f"{root} is not a folder", hint="name the project's folder with -C")
     files = Sources(root).flow_files()
     if not files:
-        raise SettingsError(f"no flow files found in {root / 'flows'}", hint="flowrun init DIR makes a project")
+        raise SettingsError(
+            f"no flow files found in {root / 'flows'}",
+            hint="go to a project's folder, or name it with -C; flowrun init DIR makes one",
+        )
     loaded = load_project(root, project=project)
     compilation = loaded.compilation
     if compilation.plan is None:

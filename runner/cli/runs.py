@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,10 @@ from runner.cli import options, output, show_error, story
 from runner.cli.compiled import compiled
 from runner.engine.control import Hand, began_anew_as, may_cancel, may_kill, may_retry
 from runner.errors import NotFoundError, RefusedError
+from runner.message import decode_json
 from runner.ports import AnyStore
 from runner.records import (
+    Error,
     Intervention,
     RunState,
     RunSummary,
@@ -66,20 +68,10 @@ def list_command(
     if not runs:
         output.echo("No runs.")
         return
-    rows = [
-        (
-            story.short(run.id),
-            run.handler,
-            str(run.state),
-            str(run.trigger["type"]),
-            run.trigger["subject"] or "-",
-            run.started_at,
-            run.error.type if run.error is not None else "",
-        )
+    _print_table(
+        (run.id, run.handler, run.state, run.trigger["type"], run.trigger["subject"], run.started_at, run.error)
         for run in runs
-    ]
-    for line in output.table(["RUN", "HANDLER", "STATE", "EVENT", "SUBJECT", "STARTED", "ERROR"], rows):
-        output.echo(line)
+    )
 
 
 @command.command("show")
@@ -266,6 +258,9 @@ def _do(
 
     done = willing if dry_run else _with_store(root, store, go)
     words = {"retry": "retried", "cancel": "asked to cancel", "kill": "killed"}
+    if dry_run and done:
+        started = ((run, run.started, run.started.trigger) for run in done)
+        _print_table((s.run_id, s.handler, r.state, t.type, t.subject, s.started_at, r.error) for r, s, t in started)
     output.echo(f"{'would ' + verb if dry_run else words[verb]} {_count(done)}")
     if left:
         ids = ", ".join(story.short(run.started.run_id) for run in left[:5]) + (" …" if len(left) > 5 else "")
@@ -287,6 +282,17 @@ def _refuses(check: Callable[[], None], refused: list[RefusedError]) -> bool:
         refused.append(error)
         return True
     return False
+
+
+def _print_table(
+    runs: Iterable[tuple[str, str, RunState, str | None, str | None, str, Error | None]],
+) -> None:
+    rows = (
+        (story.short(run_id), handler, str(state), type or "-", subject or "-", started_at, error.type if error else "")
+        for run_id, handler, state, type, subject, started_at, error in runs
+    )
+    for line in output.table(["RUN", "HANDLER", "STATE", "EVENT", "SUBJECT", "STARTED", "ERROR"], rows):
+        output.echo(line)
 
 
 def _is_answered(run: StoredRun) -> bool:
@@ -322,6 +328,9 @@ def _run_json(run: StoredRun) -> dict[str, Any]:
         "handler": started.handler,
         "state": run.state,
         "trigger": {"id": meta.id, "type": meta.type, "source": meta.source, "subject": meta.subject},
+        "correlation_id": meta.correlation_id,
+        "causation_id": meta.causation_id,
+        "data": decode_json(started.data),
         "started_at": started.started_at,
         "finished_at": run.finished_at,
         "error": output.error_json(run.error),

@@ -29,6 +29,9 @@ from runner.records import (
 )
 from runner.times import format_duration, parse_time
 
+PAYLOAD_SHOWN = 500
+"""Characters of what a run is about; --json has it whole."""
+
 
 def short(run_id: str) -> str:
     """Enough of a run's id to tell it from the others of a day."""
@@ -63,6 +66,9 @@ def timeline(run: StoredRun) -> Iterator[str]:
     about = f" about {meta.subject}" if meta.subject else ""
     origin = f"(id {meta.id} from {meta.source})"
     yield f"{paint('trigger', 'bold')}  {printable(f'{meta.type}{about}  {origin}')}"
+    yield f"{paint('about', 'bold')}    {_payload(started.data)}"
+    if meta.causation_id is not None:
+        yield f"{paint('cause', 'bold')}    message {printable(f'{meta.causation_id}, of {meta.correlation_id}')}"
     end = run.finished_at
     took = f", took {_between(started.started_at, end)}" if end is not None else ""
     yield f"{paint('state', 'bold')}    {state(str(run.state))}{took}"
@@ -84,6 +90,11 @@ def timeline(run: StoredRun) -> Iterator[str]:
         yield f"{end}  {state(str(run.state))}"
 
 
+def _payload(data: bytes) -> str:
+    text = printable(data.decode(errors="backslashreplace"))
+    return text if len(text) <= PAYLOAD_SHOWN else text[: PAYLOAD_SHOWN - 1] + "…"
+
+
 def _line(record: Record, stream: object) -> str | None:
     """One record as a line; None for what nobody wants to read."""
     match record:
@@ -95,7 +106,8 @@ def _line(record: Record, stream: object) -> str | None:
             until = f" until {record.until}" if record.until is not None else ""
             return f"{paint('…', 'cyan', stream=stream)} {record.step_id}  waits{until}"
         case CommandSent():
-            return f"{paint('→', 'cyan', stream=stream)} {record.step_id}  waits for the reply until {record.deadline}"
+            what = f"sent as {record.command_id}, waits for the reply until {record.deadline}"
+            return f"{paint('→', 'cyan', stream=stream)} {record.step_id}  {what}"
         case ReplySent():
             what = printable(encode_json(record.result).decode())[:80] if record.error is None else _error(record.error)
             return f"{paint('←', 'cyan', stream=stream)} replies  {what}"

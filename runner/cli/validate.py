@@ -40,7 +40,10 @@ def command(paths: tuple[Path, ...], root: Path, output_format: str, no_plugins:
     chosen = _chosen(root, paths)
     everything = sorted({*Sources(root).flow_files(), *(chosen or ())})
     if not everything:
-        raise SettingsError(f"no flow files found in {root / 'flows'}", hint="flowrun init DIR makes a project")
+        raise SettingsError(
+            f"no flow files found in {root / 'flows'}",
+            hint="go to a project's folder, or name it with -C; flowrun init DIR makes one",
+        )
     compilation = load_project(root, plugins=not no_plugins, files=everything).compilation
     found = [d for d in compilation.diagnostics if chosen is None or _is_of(d, chosen, everything)]
     files = len(everything) if chosen is None else len(chosen)

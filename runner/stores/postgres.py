@@ -690,4 +690,5 @@ def _connect_fault(url: str, error: BaseException) -> StoreError:
     if isinstance(error, asyncpg.InvalidCatalogNameError):
         return StoreError(f"PostgreSQL has no database for {where}", hint="create it: createdb NAME")
     reason = str(error).lower() or f"no answer within {CONNECT_TIMEOUT_S:g} s"
-    return StoreError(f"no PostgreSQL can be reached at {where}: {reason}")
+    hint = "is it started? flowrun start --wait 60s waits for it"
+    return StoreError(f"no PostgreSQL can be reached at {where}: {reason}", hint=hint)

@@ -145,7 +145,7 @@ WRONG = [
     (("validate", "plugins"), 2, "no flow files found in plugins"),
     (("validate", "/etc/hostname"), 2, "outside the project"),
     (("validate", "-C", "nowhere"), 2, "nowhere is not a folder"),
-    (("start", "-C", "flows"), 2, "flowrun init DIR makes a project"),
+    (("start", "-C", "flows"), 2, "flowrun init DIR makes one"),
     (("plan", "-C", "flows/shop.yaml"), 2, "is not a folder"),
     (("init", "flows/shop.yaml"), 2, "is a file"),
     (("init", "flows/shop.yaml/project"), 2, "cannot be made"),

@@ -109,6 +109,9 @@ def test_runs_show_reads_like_a_timeline(shop: Shop) -> None:
     shown = shop.json("runs", "show", run["id"])
 
     lines = [line.split("  ", 1)[1] for line in text.splitlines() if re.match(r"\d{4}-", line)]
+    assert '"total":100' in next(line for line in text.splitlines() if line.startswith("about"))
+    assert f"of {shown['correlation_id']}" in next(line for line in text.splitlines() if line.startswith("cause"))
+    assert set(shown["data"]) >= {"order_id", "total"}
     assert lines[0] == "begins"
     assert lines[1].startswith("✓ open  use payment.open")
     assert lines[2].startswith("↻ charge  attempt 1 failed, again in 100 ms  bank_unavailable")

@@ -171,7 +171,9 @@ def test_a_failed_run_is_retried_by_the_beginning_of_its_id_and_says_who_and_why
 def test_all_takes_what_failed_and_not_what_was_undone(desk: Desk) -> None:
     desk.mend()
 
-    assert desk.runs("retry", "--all", "--dry-run").stdout == "would retry 3 runs\n"
+    head, *rows, total = desk.runs("retry", "--all", "--dry-run").stdout.splitlines()
+    assert (head.split()[:3], total) == (["RUN", "HANDLER", "STATE"], "would retry 3 runs")
+    assert {row.split()[0] for row in rows} == {desk.ids(kind)[0][:8] for kind in ("bare", "stuck", "ship")}
     assert desk.state("bare") == "failed"
     assert desk.runs("retry", "--all").stdout == "retried 3 runs\n"
     desk.go_on()
@@ -390,7 +392,8 @@ def test_without_yes_it_asks_and_does_nothing_unless_told(desk: Desk, verb: str)
     assert f"{verb.capitalize()} 1 run? [y/N]" in done.stderr
     assert "aborted" in done.stderr
     dry = desk.runs(verb, run, "--dry-run")
-    assert (dry.stdout, dry.stderr) == (f"would {verb} 1 run\n", "")
+    _, row, total = dry.stdout.splitlines()
+    assert (row.split()[0], total, dry.stderr) == (run[:8], f"would {verb} 1 run", "")
     assert desk.interventions("later") == []
     assert "asked " not in desk.runs("show", run).stdout
 
