@@ -143,7 +143,7 @@ class StoreReader(Protocol):
     async def runs(
         self, *, limit: int, state: str | None = None, handler: str | None = None, error: str | None = None
     ) -> Sequence[RunSummary]:
-        """Runs, newest first; with `error`, those whose error has that type."""
+        """Runs, newest first; with `error`, those whose error has that type, or is of that family (`http.*`)."""
         ...
 
     async def run(self, run_id: str) -> StoredRun | None:

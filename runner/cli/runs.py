@@ -46,7 +46,7 @@ def command() -> None:
 @command.command("list")
 @click.option("--state", type=click.Choice([str(s) for s in RunState]), help="Only runs in this state.")
 @click.option("--handler", help="Only runs of this handler (flow.handler).")
-@click.option("--error", help="Only runs whose error has this type, like http.503.")
+@click.option("--error", help="Only runs whose error has this type, like http.503 or http.*.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
 @options.project_dir
 @options.store
@@ -103,7 +103,7 @@ def _choosing(verb: str, states: Sequence[RunState]) -> Callable[[F], F]:
             click.argument("run_ids", metavar="[RUN]...", nargs=-1),
             click.option("--state", type=click.Choice([str(s) for s in states]), help="Only runs in this state."),
             click.option("--handler", help="Only runs of this handler (flow.handler)."),
-            click.option("--error", help="Only runs whose error has this type, like http.503."),
+            click.option("--error", help="Only runs whose error has this type, like http.503 or http.*."),
             click.option("--all", "everything", is_flag=True, help=f"All that are {which} and fit the filters."),
             click.option("--reason", help="Why: it is kept with the run."),
             click.option("--dry-run", is_flag=True, help=f"Say which runs there are to {verb}, and do nothing."),

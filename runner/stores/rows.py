@@ -55,7 +55,10 @@ def error_text(error: Error | None) -> str | None:
 
 
 def error_beginning(kind: str) -> str:
-    """How the JSON text of every error of this type begins: it is the first of its fields."""
+    """How the JSON text of every error of this type, or of this family (`http.*`), begins: it is the first of its
+    fields."""
+    if kind.endswith(".*"):
+        return f'{{"type":{text(kind[:-1])[:-1]}'
     return f'{{"type":{text(kind)},'
 
 

@@ -108,7 +108,8 @@ class SqliteStore:
         self, *, limit: int, state: str | None = None, handler: str | None = None, error: str | None = None
     ) -> Sequence[RunSummary]:
         """See `StoreReader.runs`."""
-        found = await self._file.read(lambda c: c.execute(_SQL["runs"], (state, handler, limit, error)).fetchall())
+        begins = None if error is None else rows.error_beginning(error)
+        found = await self._file.read(lambda c: c.execute(_SQL["runs"], (state, handler, limit, begins)).fetchall())
         return [rows.run_summary(row) for row in found]
 
     async def run(self, run_id: str) -> StoredRun | None:

@@ -179,7 +179,7 @@ SELECT body FROM records WHERE run_id = ? ORDER BY number
 -- name: runs
 SELECT id, flow, handler, state, trigger, started_at, finished_at, error FROM runs
 WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR handler = ?2)
-    AND (?4 IS NULL OR json_extract(error, '$.type') = ?4)
+    AND (?4 IS NULL OR substr(error, 1, length(?4)) = ?4)
 ORDER BY started_at DESC, id DESC LIMIT ?3
 
 -- name: dead_letters

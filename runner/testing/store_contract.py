@@ -1152,6 +1152,8 @@ class StoreContract:
             assert await _listed(store, error="http.503") == [run_id(9), run_id(3), run_id(0)]
             assert await _listed(store, error="http.503", state="failed") == [run_id(3), run_id(0)]
             assert await _listed(store, error="http", handler="orders.place") == [run_id(1)]
+            assert await _listed(store, error="http.*") == [run_id(9), run_id(3), run_id(0)]
+            assert await _listed(store, error="ht.*") == []
             assert await _listed(store, error="none") == []
 
     async def test_a_run_is_found_by_an_unambiguous_beginning_of_its_id(self) -> None:
