@@ -21,12 +21,14 @@ from runner.lang.report import printable
 from runner.message import new_id
 from runner.plan import BrokerFacts, Plan, Use
 from runner.ports import AnyStore, AnyTransport
+from runner.records import RunState
 from runner.settings import Settings, load_settings, mask_url
 from runner.times import format_duration
 
 CONSUMER_TIMEOUT_S = 1800.0
 """RabbitMQ's default: it closes the channel of who keeps a message longer than that."""
 MOST_SKEW_S = 2.0
+MANY = 1000
 LEAST_FREE_BYTES = 200 * 1024 * 1024
 OLDEST_BROKER = (3, 10)
 
@@ -144,6 +146,11 @@ async def _backlog(store: AnyStore) -> list[Finding]:
     if backlog.suspects:
         text = f"{backlog.suspects} runs are suspects: processes died while they had them"
         found.append(Finding("warning", "runs", text, "flowrun runs list; each runs alone until it ends"))
+    for state in (RunState.COMPENSATION_FAILED, RunState.FAILED):
+        count = len(await store.runs(limit=MANY, state=state))
+        if count:
+            what = f"{count}{' or more' if count == MANY else ''} ended as {state}"
+            found.append(Finding("warning", "runs", what, f"flowrun runs list --state {state}; mend, then runs retry"))
     if backlog.dead_letters:
         found.append(Finding("warning", "dead letters", str(backlog.dead_letters), "flowrun dlq list"))
     for row in await store.refused(3):

@@ -147,6 +147,16 @@ def desk(ended: Path, tmp_path: Path) -> Iterator[Desk]:
         yield desk
 
 
+# --- what a person must look at
+
+
+def test_doctor_counts_what_waits_for_a_person(desk: Desk) -> None:
+    said = desk.run("doctor").stdout
+    assert "2 ended as failed" in said
+    assert "1 ended as compensation_failed" in said
+    assert "flowrun runs list --state compensation_failed" in said
+
+
 # --- retry
 
 
