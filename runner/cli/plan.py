@@ -10,7 +10,8 @@ import click
 
 from runner.cli import difference, options, output
 from runner.cli.compiled import compiled
-from runner.plan import Emit, Fail, Plan, Program, Send, Step, Switch, Use
+from runner.expressions import Expression
+from runner.plan import Emit, Fail, Plan, Program, Send, Step, Switch, Use, Wait, WaitFor
 from runner.settings import Settings, load_settings
 from runner.times import format_duration
 
@@ -82,6 +83,12 @@ def _program(program: Program) -> Iterator[str]:
     for route in program.routes:
         when = f" when {route.when.source}" if route.when is not None else ""
         yield f"  on {', '.join(sorted(route.events))}{when}"
+    if program.idempotency is not None:
+        yield f"  one run a key, until {format_duration(program.idempotency.ttl_s)} after its end"
+    if program.timeout_s is not None:
+        yield f"  within {format_duration(program.timeout_s)}"
+    for cancel in program.cancel_on:
+        yield f"  cancelled by {cancel.event}{_matching(cancel.fields)}"
     yield from _steps(program.steps, "  ")
     if program.on_failure:
         yield "  on failure"
@@ -91,9 +98,11 @@ def _program(program: Program) -> Iterator[str]:
 def _steps(steps: tuple[Step, ...], indent: str) -> Iterator[str]:
     for step in steps:
         when = f"  when {step.when.source}" if step.when is not None else ""
-        yield f"{indent}{step.id}  {step.action} {_target(step)}{when}".rstrip()
+        pivot = "  pivot" if isinstance(step, Use | Send | Emit) and step.pivot else ""
+        yield f"{indent}{step.id}  {step.action} {_target(step)}{when}{pivot}".rstrip()
         for undo in step.undo:
-            yield f"{indent}  undo: {undo.step.action} {_target(undo.step)}"
+            also = " (also if its result is unknown)" if undo.attempted else ""
+            yield f"{indent}  undo{also}: {undo.step.action} {_target(undo.step)}"
         if isinstance(step, Switch):
             for branch in step.branches:
                 yield f"{indent}  {'default' if branch.when is None else 'when ' + branch.when.source}"
@@ -117,7 +126,26 @@ def _target(step: Step) -> str:
             return step.event
         case Fail():
             return step.type
+        case Wait():
+            return format_duration(step.duration_s) if step.duration_s is not None else _until(step)
+        case WaitFor():
+            end = (
+                f"  (timeout {format_duration(step.timeout_s)})" if step.timeout_s is not None else f"  {_until(step)}"
+            )
+            return f"{step.target}{_matching(step.fields)}{end}".rstrip()
     return ""
+
+
+def _until(step: Wait | WaitFor) -> str:
+    return f"until {step.until.source}" if step.until is not None else ""
+
+
+def _source(expression: Expression | None) -> str | None:
+    return None if expression is None else expression.source
+
+
+def _matching(fields: tuple[str, ...]) -> str:
+    return f" of the same {', '.join(fields)}" if fields else ""
 
 
 def _as_json(plan: Plan) -> dict[str, object]:
@@ -143,10 +171,8 @@ def _program_json(program: Program) -> dict[str, object]:
         "command": program.command,
         "concurrency": program.concurrency,
         "timeout_s": program.timeout_s,
-        "routes": [
-            {"events": sorted(route.events), "when": route.when.source if route.when is not None else None}
-            for route in program.routes
-        ],
+        "cancel_on": [{"event": cancel.event, "match": list(cancel.fields)} for cancel in program.cancel_on],
+        "routes": [{"events": sorted(route.events), "when": _source(route.when)} for route in program.routes],
         "steps": [_step_json(step) for step in program.steps],
         "on_failure": [_step_json(step) for step in program.on_failure],
     }
@@ -169,10 +195,24 @@ def _step_json(step: Step) -> dict[str, object]:
             }
         case Emit():
             described |= {"emit": step.event}
+        case Wait():
+            described |= {"duration_s": step.duration_s, "until": _source(step.until)}
+        case WaitFor():
+            described |= {
+                "events": list(step.events),
+                "match": list(step.fields),
+                "count": step.count,
+                "timeout_s": step.timeout_s,
+                "until": _source(step.until),
+            }
         case Switch():
             described |= {"branches": [[_step_json(s) for s in branch.steps] for branch in step.branches]}
     if step.undo:
-        described["compensate"] = [_step_json(undo.step) for undo in step.undo]
+        described["compensate"] = [
+            {"if": "attempted" if undo.attempted else "completed", **_step_json(undo.step)} for undo in step.undo
+        ]
+    if isinstance(step, Use | Send | Emit):
+        described["pivot"] = step.pivot
     if step.catches:
         described["catch"] = [
             {"on": list(c.types) if c.types is not None else None, "do": [_step_json(s) for s in c.steps]}

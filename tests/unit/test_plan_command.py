@@ -1,0 +1,71 @@
+"""`flowrun plan`: what a handler will do, as its author checks it before it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from runner.cli.plan import command
+
+FLOW = """\
+flow: shop
+events:
+  placed: {external: true}
+  paid: {external: true}
+  withdrawn: {external: true}
+commands:
+  pay: {external: true, timeout: 10s}
+  refund: {external: true}
+routes: [{on: placed, to: fulfil}]
+handlers:
+  fulfil:
+    timeout: 2h
+    idempotency: {key: "{{ event.id }}", ttl: 1h}
+    cancel_on: [{event: withdrawn, match: {order.id: "{{ event.id }}"}}]
+    steps:
+      - {id: nap, wait: 30s}
+      - {id: dawn, wait: {until: event.at}}
+      - {id: pay, command: pay, compensate: {command: refund, if: attempted}}
+      - {id: money, wait_for: {event: [paid, placed], match: {order.id: "{{ event.id }}"}, timeout: 10m}}
+      - {id: late, wait_for: {event: paid, until: event.at}}
+      - {id: ship, use: log, with: {message: ship}, pivot: true}
+"""
+PROGRAM = """\
+  on placed
+  one run a key, until 1h 00m after its end
+  within 2h 00m
+  cancelled by withdrawn of the same order.id
+  nap  wait 30 s
+  dawn  wait until event.at
+  pay  command pay  (timeout 10 s)
+    undo (also if its result is unknown): command refund  (timeout 30 s)
+  money  wait_for paid, placed of the same order.id  (timeout 10m 00s)
+  late  wait_for paid  until event.at
+  ship  use log  (attempts 3, timeout 5m 00s)  pivot
+"""
+
+
+def planned(folder: Path, *options: str) -> str:
+    (folder / "flows").mkdir()
+    (folder / "flows/shop.yaml").write_text(FLOW)
+    (folder / "flowrun.yaml").write_text("project: shop\n")
+    done = CliRunner().invoke(command, ["-C", str(folder), *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_program_shows_what_begins_it_what_ends_it_and_where_it_cannot_turn_back(tmp_path: Path) -> None:
+    text = planned(tmp_path)
+    assert f")\n{PROGRAM}\n" in text
+
+
+def test_as_json_it_says_the_same(tmp_path: Path) -> None:
+    [program] = json.loads(planned(tmp_path, "--json"))["programs"]
+    steps = {step["id"]: step for step in program["steps"]}
+    assert program["cancel_on"] == [{"event": "withdrawn", "match": ["order.id"]}]
+    assert (steps["nap"]["duration_s"], steps["dawn"]["until"]) == (30, "event.at")
+    assert [undo["if"] for undo in steps["pay"]["compensate"]] == ["attempted"]
+    assert (steps["money"]["events"], steps["money"]["timeout_s"]) == (["paid", "placed"], 600)
+    assert [name for name, step in steps.items() if step.get("pivot")] == ["ship"]
