@@ -44,6 +44,13 @@ class Declarations:
         """The commands that name this handler; at most one, in a project without faults."""
         return [command for command in self.commands.values() if self._does(command, handler)]
 
+    def seems_to_do_a_command(self, handler: HandlerDecl) -> bool:
+        """Whether it replies, and some command names no handler that there is: that is one fault, to be said once."""
+        return handler.body.get("reply") is not None and any(
+            not command.external and not any(self._does(command, each) for each in self.handlers.values())
+            for command in self.commands.values()
+        )
+
     def _does(self, command: CommandDecl, handler: HandlerDecl) -> bool:
         if command.handler is None:
             return False

@@ -45,7 +45,7 @@ def _receiver(project: Declarations, command: CommandDecl) -> Iterator[Diagnosti
 def _served(project: Declarations, handler: HandlerDecl) -> Iterator[Diagnostic]:
     commands = project.commands_of(handler)
     reply = handler.body.key("reply")
-    if reply is not None and not commands and project.complete:
+    if reply is not None and not commands and project.complete and not project.seems_to_do_a_command(handler):
         summary = f'"{handler.name}" does no command: nobody gets its reply'
         help = f"name it in a command: handler: {handler.name}"
         yield Diagnostic(code="FR209", summary=summary, span=reply.span, help=help)

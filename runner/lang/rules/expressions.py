@@ -44,7 +44,8 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
             for node in scalars(schedule.inputs):
                 yield from _template(node, _Place(flow, frozenset({"slot", "env"})))
         for handler in flow.handlers:
-            yield from _handler(flow, handler, is_command=bool(project.commands_of(handler)))
+            is_command = bool(project.commands_of(handler)) or project.seems_to_do_a_command(handler)
+            yield from _handler(flow, handler, is_command=is_command)
 
 
 def _handler(flow: FlowDecl, handler: HandlerDecl, *, is_command: bool) -> Iterator[Diagnostic]:
