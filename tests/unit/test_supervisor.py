@@ -19,7 +19,11 @@ def supervised(body: str, workers: int = 1) -> Iterator[subprocess.Popen[str]]:
     main = "def main(post):\n" + "".join(f"    {line}\n" for line in body.splitlines())
     script = f"{HEAD}{main}sys.exit(Supervisor(main, {workers}).run())\n"
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-u", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         yield process
@@ -84,3 +88,25 @@ os.kill(os.getpid(), signal.SIGSEGV)
         code, errors = ended(process)
     assert code == 0
     assert "signal SIGSEGV) with run run-7" in errors
+
+
+def test_what_a_dead_child_had_forked_does_not_keep_it_from_being_replaced() -> None:
+    """A plugin's own fork has the pipe open to which its dead parent told how it fares."""
+    body = """
+if post.dead:
+    print('replaced', flush=True)
+    time.sleep(60)
+post.tell('owner', 'me')
+post.tell('ready')
+if os.fork() == 0:
+    os.close(1), os.close(2)
+    os.read(0, 1)  # until the test ends
+    os._exit(0)
+os.kill(os.getpid(), signal.SIGKILL)
+""".strip()
+    with supervised(body) as process:
+        said(process, "replaced")
+        process.send_signal(signal.SIGTERM)
+        code, errors = ended(process)
+    assert code == 0
+    assert "signal SIGKILL" in errors
