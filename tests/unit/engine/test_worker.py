@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -110,3 +111,40 @@ async def test_a_message_that_meets_an_internal_error_while_the_store_is_away_is
         await bench.until_all_done(worker, 2)
     assert away.left == 0
     assert len(bench.calls) == len(set(bench.calls)) == 4
+
+
+LANES = """
+flow: f
+events: {slow: {external: true}, quick: {external: true}}
+routes: [{on: slow, to: slow}, {on: quick, to: quick}]
+handlers:
+  slow: {concurrency: 1, steps: [{wait: 10ms}, {use: hold}]}
+  quick: {steps: [{wait: 10ms}, {use: pass_by}]}
+"""
+
+
+async def test_a_handler_with_more_due_runs_than_are_taken_at_once_keeps_no_other_from_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "TAKE", 2)
+    gate, passed = asyncio.Event(), asyncio.Event()
+
+    @handler("hold")
+    async def hold(ctx: Context) -> None:
+        await gate.wait()
+
+    @handler("pass_by")
+    async def pass_by(ctx: Context) -> None:
+        passed.set()
+
+    bench = Bench(LANES, [hold, pass_by])
+    async with bench.working() as worker:
+        await bench.send(*"abcde", event="slow")
+        async with asyncio.timeout(20):
+            while sum(worker._resuming.values()) < 2:  # noqa: ASYNC110 a poll
+                await asyncio.sleep(0)
+        await bench.send("q", event="quick")
+        async with asyncio.timeout(20):
+            await passed.wait()
+        gate.set()
+        await bench.until_all_done(worker, 6)
