@@ -234,7 +234,14 @@ def _do(
     """Do it to each; those that refuse are said, and the exit code is 1."""
     runs, left = choice.split(_with_store(root, store, choice.runs))
     refused: list[RefusedError] = []
-    willing = [run for run in runs if not _refuses(lambda run=run: check(run), refused)]  # type: ignore[misc]
+    willing = []
+    for run in runs:
+        try:
+            check(run)
+        except RefusedError as refusal:
+            refused.append(refusal)
+        else:
+            willing.append(run)
     if willing and ask and not dry_run:
         click.confirm(f"{verb.capitalize()} {_count(willing)}?", abort=True, err=True)
 
@@ -273,15 +280,6 @@ def _do(
         show_error(error)
     if refused:
         raise SystemExit(1)
-
-
-def _refuses(check: Callable[[], None], refused: list[RefusedError]) -> bool:
-    try:
-        check()
-    except RefusedError as error:
-        refused.append(error)
-        return True
-    return False
 
 
 def _print_table(

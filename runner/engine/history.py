@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from runner.plan import Program, Step, Stop, Switch
+from runner.plan import Program, Step, Switch
 from runner.records import (
     AttemptBegun,
     AttemptFailed,
@@ -111,8 +111,12 @@ class History:
 
     def has_stopped(self, steps: Iterable[Step]) -> bool:
         """Whether a `stop` among these steps, wherever it stands, was reached."""
-        ended = (self.finished.get(step.id) for step in walk(steps) if isinstance(step, Stop))
-        return any(record is not None and record.state is StepState.COMPLETED for record in ended)
+        reached = {
+            step_id
+            for step_id, record in self.finished.items()
+            if record.action == "stop" and record.state is StepState.COMPLETED
+        }
+        return bool(reached) and any(step.id in reached for step in walk(steps))
 
     def _finish(self, record: StepFinished) -> None:
         self.finished[record.step_id] = record
