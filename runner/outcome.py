@@ -19,12 +19,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It failed for good, or for this attempt. `of_run` failures no step can catch (the run's timeout). `unknown`:
-    nobody can tell whether it had its effect."""
+    """It failed for good, or for this attempt. `unknown`: nobody can tell whether it had its effect.
+
+    `over` is the block, by its record's id, that is out of time, or decided: no step inside of it can catch this.
+    "" is the run."""
 
     error: Error
     retry_after_s: float | None = None
-    of_run: bool = False
+    over: str | None = None
     unknown: bool = False
 
 

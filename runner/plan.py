@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -122,7 +122,10 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What every step has. `id` is unique in its program; a step that has none is called by its place."""
+    """What every step has. `id` is unique in its program; a step that has none is called by its place.
+
+    `home` is the innermost branch of a `parallel` or round of a `foreach` around it (see `Home`); "" is the program.
+    """
 
     id: str
     span: Span
@@ -130,12 +133,18 @@ class Step:
     when: Expression | None = None
     catches: tuple[Catch, ...] = ()
     undo: tuple[Undo, ...] = ()
+    home: str = ""
     action: str = ""
 
     @property
     def target(self) -> str:
         """What the action names: a handler, an event, an error's type."""
         return ""
+
+    @property
+    def blocks(self) -> tuple[tuple[Step, ...], ...]:
+        """The lists of steps inside it, in the order of the file; compensations are none."""
+        return tuple(catch.steps for catch in self.catches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +220,63 @@ class Switch(Step):
 
     branches: tuple[Branch, ...]
     action: str = "switch"
+
+    @property
+    def blocks(self) -> tuple[tuple[Step, ...], ...]:
+        """See `Step.blocks`."""
+        return (*(branch.steps for branch in self.branches), *(catch.steps for catch in self.catches))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parallel(Step):
+    """Runs branches at once, until all are through, or until the first is."""
+
+    branches: Mapping[str, tuple[Step, ...]]
+    wait: Literal["all", "any"]
+    timeout_s: float | None
+    action: str = "parallel"
+
+    @property
+    def blocks(self) -> tuple[tuple[Step, ...], ...]:
+        """See `Step.blocks`."""
+        return (*self.branches.values(), *(catch.steps for catch in self.catches))
+
+    def home_of(self, branch: str) -> str:
+        """The home of the steps of a branch."""
+        return branch_home(self.id, branch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreach(Step):
+    """Runs its steps once for each of `items`, of which a round sees its own as `item`; so many rounds at once."""
+
+    items: Expression
+    item: str
+    concurrency: int
+    until: Expression | None
+    steps: tuple[Step, ...]
+    timeout_s: float | None
+    action: str = "foreach"
+
+    @property
+    def blocks(self) -> tuple[tuple[Step, ...], ...]:
+        """See `Step.blocks`."""
+        return (self.steps, *(catch.steps for catch in self.catches))
+
+    @property
+    def home_of_rounds(self) -> str:
+        """The home of its steps."""
+        return rounds_home(self.id)
+
+
+def branch_home(parallel: str, branch: str) -> str:
+    """What the home of a branch's steps is called."""
+    return f"{parallel}.{branch}"
+
+
+def rounds_home(foreach: str) -> str:
+    """What the home of a loop's steps is called."""
+    return f"{foreach}[]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +371,26 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """Where names are seen: the program itself, a branch of a `parallel`, or the rounds of a `foreach` (`loop`).
+    What a step or a `set` in it gives is not seen outside. `block` is the id of the `parallel` or the `foreach`,
+    `outer` is the home around it, `steps` are the ids of those that live here."""
+
+    outer: str
+    block: str
+    loop: Foreach | None
+    steps: list[str]
+
+
+def walk(steps: Iterable[Step]) -> Iterator[Step]:
+    """These steps and all inside them, in the order of the file; compensations are none."""
+    for step in steps:
+        yield step
+        for block in step.blocks:
+            yield from walk(block)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """A handler, compiled. `name` is `flow.handler`, which is also what its queue is called after."""
 
@@ -325,6 +411,24 @@ class Program:
     cancel_on: tuple[CancelOn, ...] = ()
     env: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
+    every: Mapping[str, Step] = field(init=False, repr=False, compare=False)
+    """All steps by id, compensations too."""
+    homes: Mapping[str, Home] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        every: dict[str, Step] = {}
+        homes = {"": Home(outer="", block="", loop=None, steps=[])}
+        for step in walk((*self.steps, *self.on_failure)):
+            every[step.id] = step
+            every |= {undo.step.id: undo.step for undo in step.undo}
+            homes[step.home].steps.append(step.id)
+            if isinstance(step, Parallel):
+                for name in step.branches:
+                    homes[step.home_of(name)] = Home(outer=step.home, block=step.id, loop=None, steps=[])
+            elif isinstance(step, Foreach):
+                homes[step.home_of_rounds] = Home(outer=step.home, block=step.id, loop=step, steps=[])
+        object.__setattr__(self, "every", every)
+        object.__setattr__(self, "homes", homes)
 
     @property
     def is_served(self) -> bool:

@@ -188,6 +188,10 @@ class RunControl(Protocol):
         taken them over."""
         ...
 
+    async def woken(self, run_ids: Collection[str]) -> Collection[str]:
+        """For which of these runs, all this store's, something has come since they were asked after last."""
+        ...
+
     async def forget_dead(self, owners: Collection[str]) -> None:
         """These owners' processes are dead for certain: their runs need not wait for a lease to run out."""
         ...

@@ -107,8 +107,17 @@ class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     unknown: bool = False
 
 
+class BlockBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="block"):
+    """A `parallel` or a `foreach` begins; with what a loop goes through."""
+
+    step_id: str
+    at: str
+    items: list[Any] = []
+
+
 class BranchTaken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="branch"):
-    """The branch that a switch took, so that it is not decided again after a crash; None if none held."""
+    """The branch that a switch took, so that it is not decided again after a crash; None if none held. Of a `parallel`
+    that waits for any: the one that came first."""
 
     step_id: str
     branch: int | None
@@ -209,6 +218,7 @@ Record = (
     | EventsTaken
     | CommandSent
     | ReplySent
+    | BlockBegun
     | BranchTaken
     | ErrorCaught
     | RunFailed

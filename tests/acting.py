@@ -155,3 +155,10 @@ def since(clock: FakeClock, run: KitRun) -> float:
 
     assert run.stored.due_at is not None
     return (parse_time(run.stored.due_at) - clock.now()).total_seconds()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return once it holds, when the other tasks have had their turns."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 a poll
+            await asyncio.sleep(0)

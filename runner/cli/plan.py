@@ -11,7 +11,7 @@ import click
 from runner.cli import difference, options, output
 from runner.cli.compiled import compiled
 from runner.expressions import Expression
-from runner.plan import Emit, Fail, Plan, Program, Send, Step, Switch, Use, Wait, WaitFor
+from runner.plan import Emit, Fail, Foreach, Parallel, Plan, Program, Send, Step, Switch, Use, Wait, WaitFor
 from runner.settings import Settings, load_settings
 from runner.times import format_duration
 
@@ -107,6 +107,12 @@ def _steps(steps: tuple[Step, ...], indent: str) -> Iterator[str]:
             for branch in step.branches:
                 yield f"{indent}  {'default' if branch.when is None else 'when ' + branch.when.source}"
                 yield from _steps(branch.steps, indent + "    ")
+        if isinstance(step, Parallel):
+            for name, steps in step.branches.items():
+                yield f"{indent}  {name}"
+                yield from _steps(steps, indent + "    ")
+        if isinstance(step, Foreach):
+            yield from _steps(step.steps, indent + "    ")
         for catch in step.catches:
             yield f"{indent}  catch {', '.join(catch.types) if catch.types is not None else 'all'}"
             yield from _steps(catch.steps, indent + "    ")
@@ -126,14 +132,22 @@ def _target(step: Step) -> str:
             return step.event
         case Fail():
             return step.type
+        case Parallel():
+            return f"wait for {step.wait}{_timeout(step.timeout_s)}"
+        case Foreach():
+            until = f"  until {step.until.source}" if step.until is not None else ""
+            at_once = f"  ({step.concurrency} at once)" if step.concurrency > 1 else ""
+            return f"{step.item} in {step.items.source}{until}{at_once}{_timeout(step.timeout_s)}"
         case Wait():
             return format_duration(step.duration_s) if step.duration_s is not None else _until(step)
         case WaitFor():
-            end = (
-                f"  (timeout {format_duration(step.timeout_s)})" if step.timeout_s is not None else f"  {_until(step)}"
-            )
+            end = _timeout(step.timeout_s) or f"  {_until(step)}"
             return f"{step.target}{_matching(step.fields)}{end}".rstrip()
     return ""
+
+
+def _timeout(timeout_s: float | None) -> str:
+    return f"  (timeout {format_duration(timeout_s)})" if timeout_s is not None else ""
 
 
 def _until(step: Wait | WaitFor) -> str:
@@ -207,6 +221,18 @@ def _step_json(step: Step) -> dict[str, object]:
             }
         case Switch():
             described |= {"branches": [[_step_json(s) for s in branch.steps] for branch in step.branches]}
+        case Parallel():
+            branches = {name: [_step_json(s) for s in steps] for name, steps in step.branches.items()}
+            described |= {"branches": branches, "wait": step.wait, "timeout_s": step.timeout_s}
+        case Foreach():
+            described |= {
+                "in": step.items.source,
+                "as": step.item,
+                "concurrency": step.concurrency,
+                "until": _source(step.until),
+                "timeout_s": step.timeout_s,
+                "do": [_step_json(s) for s in step.steps],
+            }
     if step.undo:
         described["compensate"] = [
             {"if": "attempted" if undo.attempted else "completed", **_step_json(undo.step)} for undo in step.undo

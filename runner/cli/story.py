@@ -10,6 +10,7 @@ from runner.message import encode_json
 from runner.records import (
     AttemptBegun,
     AttemptFailed,
+    BlockBegun,
     BranchTaken,
     Change,
     CommandSent,
@@ -98,7 +99,7 @@ def _payload(data: bytes) -> str:
 def _line(record: Record, stream: object) -> str | None:
     """One record as a line; None for what nobody wants to read."""
     match record:
-        case BranchTaken() | AttemptBegun():
+        case BranchTaken() | AttemptBegun() | BlockBegun():
             return None
         case EventsTaken():
             return None
@@ -146,7 +147,8 @@ def _step_line(record: StepFinished, stream: object) -> str:
 
 
 def _undo_line(record: UndoFinished, stream: object) -> str:
-    step = record.step_id.rpartition(".compensate.")[0]
+    step, _, place = record.step_id.rpartition(".compensate.")
+    step += place.lstrip("0123456789")  # its rounds
     what = f"{step}  undo: {record.action} {record.target}"
     if record.state is StepState.SKIPPED:
         return paint(f"- {what}  not wanted (when)", "bright_black", stream=stream)

@@ -8,11 +8,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from runner.engine.line import Frame
 from runner.engine.results import cancelled, commit, own
 from runner.engine.retry import Random, delay_before_next
 from runner.engine.run import Run
 from runner.errors import OwnershipError
-from runner.expressions import Scope
 from runner.handler import Context
 from runner.outcome import Done, Failed, Parked
 from runner.plan import Emit, Send, Step, Use
@@ -22,6 +22,12 @@ from runner.steps import command as command_step
 from runner.steps import emit as emit_step
 from runner.steps import use as use_step
 from runner.times import parse_time, rfc3339
+
+
+def at_most(moment: datetime, run: Run, frame: Frame) -> datetime:
+    """Not later than when the run, or the block that a step stands in, is out of time."""
+    limits = () if frame.line.is_undoing else (run.deadline, frame.line.limit)
+    return min([moment, *(limit for limit in limits if limit is not None)])
 
 
 class Effects:
@@ -38,26 +44,27 @@ class Effects:
         self._random = random
         self._mask = mask
 
-    async def use(self, run: Run, step: Use, key: str, scope: Scope) -> Done | Failed | Parked:
+    async def use(self, run: Run, step: Use, frame: Frame) -> Done | Failed | Parked:
         """Try once; a failure that is to be repeated parks the run until then."""
-        if (not_now := self._not_now(run, step, key)) is not None:
+        key = frame.key(step)
+        if (not_now := self._not_now(run, step, frame)) is not None:
             return not_now
-        inputs = own(step.inputs(scope))
+        inputs = own(step.inputs(run.scope(key, frame)))
         if not isinstance(inputs, dict):
             message = "`with` must give an object"
-            return Failed(Error(type="invalid_input", message=message, retryable=False, step=step.id))
+            return Failed(Error(type="invalid_input", message=message, retryable=False, step=key))
         failed = run.history.attempts.get(key, [])
         attempt = len(failed) + 1
         started = self._clock.now()
         if run.has_crashed:
-            again, run.was_cut_short = run.was_cut_short, False
+            again = frame.line.was_cut_short()
             run.note(AttemptBegun(step_id=key, attempt=attempt, started_at=rfc3339(started), again=again))
         if run.must_commit:
             await commit(run)
             started = self._clock.now()
-            if (over := self.over(run, step)) is not None:  # while we committed
+            if (over := self.over(run, step, frame)) is not None:  # while we committed
                 return over
-        limit = self._attempt_limit(run, step, started)
+        limit = self._attempt_limit(run, step, frame, started)
         context = Context(
             run_id=run.id,
             step_id=key,
@@ -67,28 +74,30 @@ class Effects:
             correlation_id=run.started.trigger.correlation_id,
             logger=run.logger,
         )
-        outcome = await self._attempt(run, step, context, inputs, limit)
+        outcome = await self._attempt(run, step, frame, context, inputs, limit)
         if isinstance(outcome, Done):
             return Done(self._masked_value(outcome.output)) if run.program.secrets else outcome
-        if (over := self.over(run, step)) is not None:
+        if (over := self.over(run, step, frame)) is not None:
             return replace(over, unknown=outcome.unknown)
-        return self._retry(run, step, key, outcome, attempt, started)
+        return self._retry(run, step, frame, outcome, attempt, started)
 
     async def _attempt(
-        self, run: Run, step: Use, context: Context, inputs: Mapping[str, Any], limit: float
+        self, run: Run, step: Use, frame: Frame, context: Context, inputs: Mapping[str, Any], limit: float
     ) -> Done | Failed:
-        try:
-            with run.attempting():
+        with run.attempting(frame.line) as attempt:
+            try:
                 return await use_step.attempt(self._handlers[step.handler], context, inputs, limit)
-        except asyncio.CancelledError:
-            if run.is_lost:
-                raise OwnershipError.of(run.id) from None
-            if not run.is_to_be_cancelled:
-                raise
-            return replace(cancelled(run, step), unknown=True)
+            except asyncio.CancelledError:
+                if run.is_lost:
+                    raise OwnershipError.of(run.id) from None
+                over = self.over(run, step, frame)
+                if over is None or not attempt.is_interrupted:
+                    raise
+                return replace(over, unknown=True)
 
-    async def send(self, run: Run, step: Send, key: str, scope: Scope) -> Done | Failed | Parked:
+    async def send(self, run: Run, step: Send, frame: Frame) -> Done | Failed | Parked:
         """Send it once, and park until there is an answer, or until it is too late for one."""
+        key = frame.key(step)
         sent = run.history.sent.get(key)
         failed = run.history.attempts.get(key, [])
         attempt = len(failed) + 1
@@ -97,36 +106,35 @@ class Effects:
         if again is not None and again.command_id in run.answers:
             sent = again  # it was answered late
         elif sent is None or sent.attempt < attempt:
-            if (not_now := self._not_now(run, step, key)) is not None:
+            if (not_now := self._not_now(run, step, frame)) is not None:
                 return not_now
-            return self._send_out(run, step, key, scope, attempt, again)
+            return self._send_out(run, step, frame, attempt, again)
         declared = run.plan.commands[step.command]
         started, deadline = parse_time(sent.sent_at), parse_time(sent.deadline)
         answer = run.answers.get(sent.command_id)
         if answer is not None:
-            outcome = command_step.outcome(declared, answer, step.id)
-        elif self._clock.now() < deadline and self.over(run, step) is None:
+            outcome = command_step.outcome(declared, answer, key)
+        elif self._clock.now() < deadline and self.over(run, step, frame) is None:
             return Parked(deadline)
         else:
-            outcome = command_step.unanswered(declared, step.id, (deadline - started).total_seconds())
+            outcome = command_step.unanswered(declared, key, (deadline - started).total_seconds())
         if isinstance(outcome, Done):
             return outcome
-        if (over := self.over(run, step)) is not None:
+        if (over := self.over(run, step, frame)) is not None:
             return replace(over, unknown=outcome.unknown)
-        return self._retry(run, step, key, outcome, attempt, started)
+        return self._retry(run, step, frame, outcome, attempt, started)
 
-    def _send_out(
-        self, run: Run, step: Send, key: str, scope: Scope, attempt: int, again: CommandSent | None
-    ) -> Failed | Parked:
+    def _send_out(self, run: Run, step: Send, frame: Frame, attempt: int, again: CommandSent | None) -> Failed | Parked:
+        key = frame.key(step)
         number = run.history.asked.get(key, 0)
         command_id = again.command_id if again is not None else run.derived(f"{key}\0command\0{number}")
         now = self._clock.now()
-        deadline = now + timedelta(seconds=self._attempt_limit(run, step, now))
+        deadline = now + timedelta(seconds=self._attempt_limit(run, step, frame, now))
         assert run.plan.replies is not None
         try:
             outgoing = command_step.build(
                 run.plan.commands[step.command],
-                own(step.data(scope)),
+                own(step.data(run.scope(key, frame))),
                 self._emitter(run),
                 command_id,
                 now,
@@ -134,7 +142,7 @@ class Effects:
                 run.plan.replies,
             )
         except emit_step.PayloadError as error:
-            return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=step.id))
+            return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=key))
         run.note(
             CommandSent(
                 step_id=key,
@@ -148,13 +156,14 @@ class Effects:
         run.send(command_id, outgoing)
         return Parked(deadline)
 
-    def emit(self, run: Run, step: Emit, scope: Scope) -> Done | Failed:
+    def emit(self, run: Run, step: Emit, frame: Frame) -> Done | Failed:
         """Publish an event; it leaves with the run's next commit."""
-        event = run.plan.events[step.event]
+        key, event = frame.key(step), run.plan.events[step.event]
+        data = step.data(run.scope(key, frame))
         try:
-            record, outgoing = emit_step.build(event, step.data(scope), self._emitter(run), rfc3339(self._clock.now()))
+            record, outgoing = emit_step.build(event, data, self._emitter(run), rfc3339(self._clock.now()))
         except emit_step.PayloadError as error:
-            return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=step.id))
+            return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=key))
         run.publish(record, outgoing)
         return Done({"id": record.meta.id})
 
@@ -167,9 +176,9 @@ class Effects:
         )
 
     def _retry(
-        self, run: Run, step: Use | Send, key: str, failure: Failed, attempt: int, started: datetime
+        self, run: Run, step: Use | Send, frame: Frame, failure: Failed, attempt: int, started: datetime
     ) -> Failed | Parked:
-        failure = self.masked(failure)
+        key, failure = frame.key(step), self.masked(failure)
         now = self._clock.now()
         failed = run.history.attempts.get(key, [])
         first = parse_time(failed[0].started_at) if failed else started
@@ -190,33 +199,37 @@ class Effects:
                 unknown=failure.unknown,
             )
         )
-        return Parked(due_at if run.deadline is None else min(due_at, run.deadline))
+        return Parked(at_most(due_at, run, frame))
 
-    def _not_now(self, run: Run, step: Use | Send, key: str) -> Failed | Parked | None:
+    def _not_now(self, run: Run, step: Use | Send, frame: Frame) -> Failed | Parked | None:
         """Whether an attempt is too late; or too early: a late answer to another command wakes the run as well."""
-        failed = run.history.attempts.get(key, [])
-        if (over := self.over(run, step)) is not None:
+        failed = run.history.attempts.get(frame.key(step), [])
+        if (over := self.over(run, step, frame)) is not None:
             return replace(over, unknown=any(last.unknown for last in failed[-1:]))
         retry_at = parse_time(failed[-1].retry_at) if failed else None
         if retry_at is None or self._clock.now() >= retry_at:
             return None
-        return Parked(retry_at if run.deadline is None else min(retry_at, run.deadline))
+        return Parked(at_most(retry_at, run, frame))
 
-    def over(self, run: Run, step: Step) -> Failed | None:
-        """The run's own timeout has passed, or a person wants it cancelled."""
-        if run.is_to_be_cancelled:
-            return cancelled(run, step)
-        if run.deadline is None or self._clock.now() < run.deadline:
+    def over(self, run: Run, step: Step, frame: Frame) -> Failed | None:
+        """A person wants the run cancelled, its own timeout has passed, or its line goes no further."""
+        if frame.line.is_undoing:
             return None
+        key = frame.key(step)
+        if run.is_to_be_cancelled:
+            return cancelled(run, key)
+        now = self._clock.now()
+        if run.deadline is None or now < run.deadline:
+            return frame.line.over(now)
         caller = run.started.caller
         expired = caller is not None and caller.expires_at == rfc3339(run.deadline)
         limit = run.program.timeout_s or 0.0
         message = "its caller waits no longer" if expired else f"the run took longer than {limit:g} s"
-        return Failed(Error(type="timeout", message=message, retryable=True, step=step.id), of_run=True)
+        return Failed(Error(type="timeout", message=message, retryable=True, step=key), over="")
 
-    def _attempt_limit(self, run: Run, step: Use | Send, now: datetime) -> float:
-        deadline = run.deadline
-        return step.timeout_s if deadline is None else min(step.timeout_s, (deadline - now).total_seconds())
+    def _attempt_limit(self, run: Run, step: Use | Send, frame: Frame, now: datetime) -> float:
+        end = at_most(now + timedelta(seconds=step.timeout_s), run, frame)
+        return min(step.timeout_s, (end - now).total_seconds())
 
     def masked(self, failure: Failed) -> Failed:
         """The failure without the secrets that its texts may hold."""

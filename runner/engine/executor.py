@@ -13,17 +13,21 @@ from typing import Any
 
 import msgspec
 
+from runner.engine.blocks import Blocks
 from runner.engine.compensation import is_completed, undo_plan
 from runner.engine.effects import Effects
+from runner.engine.history import rounds_of
+from runner.engine.line import Frame
 from runner.engine.replies import reply_to
 from runner.engine.results import commit, expression_failed, own
 from runner.engine.retry import Random, matches
 from runner.engine.run import Run
+from runner.engine.together import Hands
 from runner.engine.waits import Waits
 from runner.errors import ExpressionError
 from runner.expressions import holds
 from runner.outcome import Done, Failed, Outcome, Parked, Stopped
-from runner.plan import Emit, Fail, Send, Set, Step, Stop, Switch, Use, Wait, WaitFor
+from runner.plan import Emit, Fail, Foreach, Parallel, Send, Set, Step, Stop, Switch, Use, Wait, WaitFor
 from runner.ports import Clock, Handler
 from runner.records import (
     BranchTaken,
@@ -38,9 +42,6 @@ from runner.records import (
 )
 from runner.steps import fail, switch
 from runner.times import rfc3339
-
-Extra = Mapping[str, Any]
-"""Names that only some places see: `error`, `output`."""
 
 
 class Executor:
@@ -58,6 +59,7 @@ class Executor:
     ) -> None:
         self._effects = Effects(handlers=handlers, clock=clock, random=random, mask=mask)
         self._waits = Waits(clock)
+        self._blocks = Blocks(Hands(self._block, clock, draining), self._undo)
         self._clock = clock
         self._draining = draining
 
@@ -97,7 +99,7 @@ class Executor:
         if caller is None:
             return None
         try:
-            result = None if program.reply is None else own(program.reply(run.scope("reply")))
+            result = None if program.reply is None else own(program.reply(run.scope("reply", Frame(line=run.line))))
         except ExpressionError as error:
             return expression_failed(ExpressionError(f"the reply: {error}"))
         misfit = run.plan.commands[caller.command].check_reply(result)
@@ -108,7 +110,7 @@ class Executor:
         return None
 
     def _fail(self, run: Run, failure: Failed) -> None:
-        cancelled = run.cancel if failure.error.type == "cancelled" and failure.of_run else None
+        cancelled = run.cancel if failure.error.type == "cancelled" and failure.over is not None else None
         if cancelled is not None:
             run.note(cancelled)
         run.note(RunFailed(error=failure.error, failed_at=self._now_text(), cancelled=cancelled is not None))
@@ -140,124 +142,132 @@ class Executor:
             return expression_failed(error)
         if run.history.has_stopped(run.program.steps):
             return Stopped()
-        return await self._block(run, run.program.steps, {})
+        return await self._block(run, run.program.steps, Frame(line=run.line))
 
-    async def _block(self, run: Run, steps: tuple[Step, ...], extra: Extra) -> Outcome:
-        output: Any = None
+    async def _block(self, run: Run, steps: tuple[Step, ...], frame: Frame) -> Outcome:
+        history, output = run.history, None
         for step in steps:
-            if step.id not in run.history.finished:
-                outcome = await self._step(run, step, extra)
+            key = frame.key(step)
+            if key not in history.finished:
+                outcome = await self._step(run, step, frame)
                 if not isinstance(outcome, Done):
                     return outcome
-            record = run.history.finished[step.id]
+            elif (broken := history.broken(step, frame.rounds)) is not None:  # before a crash, on a line of several
+                return _failed_as(broken, run)
+            record = history.finished[key]
             output = record.output if record.state is not StepState.SKIPPED else output
         return Done(output)
 
-    async def _step(self, run: Run, step: Step, extra: Extra) -> Outcome:
-        caught = run.history.caught.get(step.id)
+    async def _step(self, run: Run, step: Step, frame: Frame) -> Outcome:
+        key, history = frame.key(step), run.history
+        caught = history.caught.get(key)
         if caught is not None:
-            return await self._catch(run, step, caught, extra)
+            return await self._catch(run, step, caught, frame)
         if run.owned and self._draining():
             return Parked(self._clock.now())
-        started_at = self._started_at(run, step)
-        over = self._effects.over(run, step)
-        if over is not None and step.id not in run.history.branches and step.id not in run.history.sent:
+        started_at = self._started_at(run, key)
+        over = self._effects.over(run, step, frame)
+        if over is not None and not (key in history.branches or key in history.blocks or key in history.sent):
             # A process may have died in the midst of it: the first `use` that is not over is the one.
-            cut = run.was_cut_short and isinstance(step, Use)
-            run.was_cut_short = run.was_cut_short and not cut
-            tried = len(run.history.attempts.get(step.id, ())) + cut
+            cut = isinstance(step, Use) and frame.line.was_cut_short()
+            tried = len(history.attempts.get(key, ())) + cut
             record = self._finished(
-                run, step, _state_of(over), started_at, error=over.error, attempts=tried, unknown=cut
+                run, step, key, _state_of(over), started_at, error=over.error, attempts=tried, unknown=cut
             )
             run.note(record)
             return replace(over, unknown=cut)
-        outcome = await self._begin(run, step, extra)
+        outcome = await self._begin(run, step, frame)
         if outcome is None:
-            run.note(self._skipped(step))
+            run.note(self._skipped(step, key))
             return Done()
         if isinstance(outcome, Failed):
-            return await self._failed(run, step, outcome, started_at, extra)
+            return await self._failed(run, step, outcome, started_at, frame)
         if isinstance(outcome, Done | Stopped):
             done = outcome if isinstance(outcome, Done) else Done()
-            run.note(self._completed(run, step, started_at, done))
+            run.note(self._completed(run, step, key, started_at, done))
         return outcome
 
-    async def _begin(self, run: Run, step: Step, extra: Extra) -> Outcome | None:
+    async def _begin(self, run: Run, step: Step, frame: Frame) -> Outcome | None:
         """Do what the step does; None if its `when` does not hold. `when` is asked once, not again by a retry."""
-        history = run.history
-        begun = (history.attempts, history.branches, history.sent, history.waits)
-        is_begun = any(step.id in known for known in begun)
+        key, history = frame.key(step), run.history
+        begun = (history.attempts, history.branches, history.blocks, history.sent, history.waits)
         try:
-            asked = None if is_begun else step.when
-            if asked is not None and not holds(asked.evaluate(run.scope(f"{step.id}\0when", **extra))):
+            asked = None if any(key in known for known in begun) else step.when
+            if asked is not None and not holds(asked.evaluate(run.scope(f"{key}\0when", frame))):
                 return None
-            return await self._act(run, step, extra)
+            return await self._act(run, step, frame)
         except ExpressionError as error:
-            return expression_failed(error, step.id)
+            return expression_failed(error, key)
 
-    async def _act(self, run: Run, step: Step, extra: Extra) -> Outcome:
+    async def _act(self, run: Run, step: Step, frame: Frame) -> Outcome:
         match step:
             case Use():
-                return await self._effects.use(run, step, step.id, run.scope(step.id, **extra))
+                return await self._effects.use(run, step, frame)
             case Send():
-                return await self._effects.send(run, step, step.id, run.scope(step.id, **extra))
+                return await self._effects.send(run, step, frame)
             case Emit():
-                return self._effects.emit(run, step, run.scope(step.id, **extra))
+                return self._effects.emit(run, step, frame)
             case Set():
-                return Done(own(step.values(run.scope(step.id, **extra))))
+                return Done(own(step.values(run.scope(frame.key(step), frame))))
             case Wait():
-                return self._waits.wait(run, step, run.scope(step.id, **extra))
+                return self._waits.wait(run, step, frame)
             case WaitFor():
-                return self._waits.wait_for(run, step, run.scope(step.id, **extra))
+                return self._waits.wait_for(run, step, frame)
             case Switch():
-                return await self._switch(run, step, extra)
+                return await self._switch(run, step, frame)
+            case Parallel():
+                return await self._blocks.parallel(run, step, frame)
+            case Foreach():
+                return await self._blocks.foreach(run, step, frame)
             case Fail():
-                return fail.build(step, run.scope(step.id, **extra))
+                return fail.build(step, frame.key(step), run.scope(frame.key(step), frame))
             case Stop():
                 return Stopped()
         raise AssertionError(f"no such step kind: {step.action}")
 
-    async def _switch(self, run: Run, step: Switch, extra: Extra) -> Outcome:
-        if step.id not in run.history.branches:
-            branch = switch.choose(step, run.scope(step.id, **extra))
-            run.note(BranchTaken(step_id=step.id, branch=branch))
-        taken = run.history.branches[step.id]
+    async def _switch(self, run: Run, step: Switch, frame: Frame) -> Outcome:
+        key = frame.key(step)
+        if key not in run.history.branches:
+            branch = switch.choose(step, run.scope(key, frame))
+            run.note(BranchTaken(step_id=key, branch=branch))
+        taken = run.history.branches[key]
         if taken is None:
             return Done()
-        return await self._block(run, step.branches[taken].steps, extra)
+        return await self._block(run, step.branches[taken].steps, frame)
 
     # --- failure
 
-    async def _failed(self, run: Run, step: Step, failure: Failed, started_at: str, extra: Extra) -> Outcome:
+    async def _failed(self, run: Run, step: Step, failure: Failed, started_at: str, frame: Frame) -> Outcome:
         """A step has failed for good: one of its catches takes the error, or it goes up."""
-        failure = self._effects.masked(failure)
+        key, failure = frame.key(step), self._effects.masked(failure)
         for number, catch in enumerate(step.catches):
-            if failure.of_run or not (catch.types is None or matches(failure.error.type, catch.types)):
+            if failure.over is not None or not (catch.types is None or matches(failure.error.type, catch.types)):
                 continue
             caught = ErrorCaught(
-                step_id=step.id,
+                step_id=key,
                 catch=number,
                 error=failure.error,
-                attempts=self._attempts(run, step),
+                attempts=self._attempts(run, key),
                 started_at=started_at,
                 failed_at=self._now_text(),
                 unknown=failure.unknown,
             )
             run.note(caught)
-            return await self._catch(run, step, caught, extra)
-        record = self._finished(run, step, _state_of(failure), started_at, error=failure.error, unknown=failure.unknown)
-        run.note(record)
+            return await self._catch(run, step, caught, frame)
+        run.note(
+            self._finished(run, step, key, _state_of(failure), started_at, error=failure.error, unknown=failure.unknown)
+        )
         return failure
 
-    async def _catch(self, run: Run, step: Step, caught: ErrorCaught, extra: Extra) -> Outcome:
-        error = run.history.steps[step.id]["error"]
-        outcome = await self._block(run, step.catches[caught.catch].steps, {**extra, "error": error})
+    async def _catch(self, run: Run, step: Step, caught: ErrorCaught, frame: Frame) -> Outcome:
+        error = run.history.layer(frame.home, frame.rounds).steps[step.id]["error"]
+        outcome = await self._block(run, step.catches[caught.catch].steps, frame.seeing(error=error))
         if isinstance(outcome, Parked):
             return outcome
         output = outcome.output if isinstance(outcome, Done) else None
         run.note(
             StepFinished(
-                step_id=step.id,
+                step_id=frame.key(step),
                 action=step.action,
                 target=step.target,
                 state=StepState.FAILED,
@@ -278,54 +288,58 @@ class Executor:
         if history.pivoted:
             await self._end(run, RunState.FAILED, error)
             return
-        shown = {"error": _shown(error)}
-        for step, undo in undo_plan(run.program, history):
-            if undo.id in history.undone:
+        shown = {"error": msgspec.structs.asdict(error)}
+        for key, step, undo in undo_plan(run.program, history):
+            rounds = rounds_of(key)
+            if undo.id + rounds in history.undone:
                 continue
             if run.owned and self._draining():
                 await commit(run, RunState.COMPENSATING, due_at=self._clock.now(), error=error)
                 return
-            result = {"output": history.finished[step.id].output} if is_completed(history, step.id) else {}
-            parked = await self._undo(run, undo, {**shown, **result})
+            names = {**history.names(step.home, rounds), **shown}
+            parked = await self._undo(run, undo, Frame(line=run.line, home=step.home, rounds=rounds, names=names), key)
             if parked is not None:
                 await commit(run, RunState.COMPENSATING, due_at=parked.due_at, error=error)
                 return
         outcome: Outcome = Stopped()
         if not history.has_stopped(run.program.on_failure):
-            outcome = await self._block(run, run.program.on_failure, shown)
+            outcome = await self._block(run, run.program.on_failure, Frame(line=run.line, names=shown))
         if isinstance(outcome, Parked):
             await commit(run, RunState.COMPENSATING, due_at=outcome.due_at, error=error, asleep=outcome.asleep)
             return
         await self._end(run, _final(run, outcome), error)
 
-    async def _undo(self, run: Run, undo: Use | Send | Emit, extra: Extra) -> Parked | None:
-        started_at = self._started_at(run, undo)
+    async def _undo(self, run: Run, undo: Use | Send | Emit, frame: Frame, of: str) -> Parked | None:
+        """Undo what the step with the record id `of` did. Parked, if it is to be tried again; else it is noted."""
+        key = frame.key(undo)
+        if is_completed(run.history, of):
+            frame = frame.seeing(output=run.history.finished[of].output)
+        started_at = self._started_at(run, key)
         outcome: Done | Failed | Parked | None = None
         state = StepState.COMPLETED
         try:
-            asked = run.scope(f"{undo.id}\0when", **extra)
-            is_begun = undo.id in run.history.attempts or undo.id in run.history.sent
-            if undo.when is not None and not is_begun and not holds(undo.when.evaluate(asked)):
+            asked = None if key in run.history.attempts or key in run.history.sent else undo.when
+            if asked is not None and not holds(asked.evaluate(run.scope(f"{key}\0when", frame))):
                 state, outcome = StepState.SKIPPED, Done()
             elif isinstance(undo, Use):
-                outcome = await self._effects.use(run, undo, undo.id, run.scope(undo.id, **extra))
+                outcome = await self._effects.use(run, undo, frame)
             elif isinstance(undo, Send):
-                outcome = await self._effects.send(run, undo, undo.id, run.scope(undo.id, **extra))
+                outcome = await self._effects.send(run, undo, frame)
             else:
-                outcome = self._effects.emit(run, undo, run.scope(undo.id, **extra))
+                outcome = self._effects.emit(run, undo, frame)
         except ExpressionError as error:
-            outcome = expression_failed(error, undo.id)
+            outcome = expression_failed(error, key)
         if isinstance(outcome, Parked):
             return outcome
         failed = isinstance(outcome, Failed)
         outcome = self._effects.masked(outcome) if isinstance(outcome, Failed) else outcome
         run.note(
             UndoFinished(
-                step_id=undo.id,
+                step_id=key,
                 action=undo.action,
                 target=undo.target,
                 state=StepState.FAILED if failed else state,
-                attempts=0 if state is StepState.SKIPPED else self._attempts(run, undo),
+                attempts=0 if state is StepState.SKIPPED else self._attempts(run, key),
                 started_at=started_at,
                 finished_at=self._now_text(),
                 output=outcome.output if isinstance(outcome, Done) else None,
@@ -337,14 +351,17 @@ class Executor:
 
     # --- small things
 
-    def _completed(self, run: Run, step: Step, started_at: str, done: Done) -> StepFinished:
-        record = self._finished(run, step, StepState.COMPLETED, started_at, output=done.output, pivot=_is_pivot(step))
+    def _completed(self, run: Run, step: Step, key: str, started_at: str, done: Done) -> StepFinished:
+        record = self._finished(
+            run, step, key, StepState.COMPLETED, started_at, output=done.output, pivot=_is_pivot(step)
+        )
         return record if done.event is None else msgspec.structs.replace(record, event=done.event)
 
     def _finished(
         self,
         run: Run,
         step: Step,
+        key: str,
         state: StepState,
         started_at: str,
         *,
@@ -355,11 +372,11 @@ class Executor:
         unknown: bool = False,
     ) -> StepFinished:
         return StepFinished(
-            step_id=step.id,
+            step_id=key,
             action=step.action,
             target=step.target,
             state=state,
-            attempts=self._attempts(run, step) if attempts is None else attempts,
+            attempts=self._attempts(run, key) if attempts is None else attempts,
             started_at=started_at,
             finished_at=self._now_text(),
             output=output,
@@ -368,9 +385,9 @@ class Executor:
             unknown=unknown,
         )
 
-    def _skipped(self, step: Step) -> StepFinished:
+    def _skipped(self, step: Step, key: str) -> StepFinished:
         return StepFinished(
-            step_id=step.id,
+            step_id=key,
             action=step.action,
             target=step.target,
             state=StepState.SKIPPED,
@@ -379,22 +396,22 @@ class Executor:
             finished_at=self._now_text(),
         )
 
-    def _attempts(self, run: Run, step: Step) -> int:
-        return len(run.history.attempts.get(step.id, ())) + 1
+    def _attempts(self, run: Run, key: str) -> int:
+        return len(run.history.attempts.get(key, ())) + 1
 
-    def _started_at(self, run: Run, step: Step) -> str:
+    def _started_at(self, run: Run, key: str) -> str:
         history = run.history
-        failed, wait = history.attempts.get(step.id), history.waits.get(step.id)
-        if failed:
+        if failed := history.attempts.get(key):
             return failed[0].started_at
-        return wait.at if wait is not None else self._now_text()
+        begun = history.waits.get(key) or history.blocks.get(key)
+        return begun.at if begun is not None else self._now_text()
 
     def _now_text(self) -> str:
         return rfc3339(self._clock.now())
 
 
 def _state_of(failure: Failed) -> StepState:
-    cancelled = failure.of_run and failure.error.type == "cancelled"
+    cancelled = failure.over is not None and failure.error.type == "cancelled"
     return StepState.CANCELLED if cancelled else StepState.FAILED
 
 
@@ -402,14 +419,19 @@ def _is_pivot(step: Step) -> bool:
     return isinstance(step, Use | Send | Emit) and step.pivot
 
 
-def _shown(error: Error) -> dict[str, Any]:
-    return {name: getattr(error, name) for name in error.__struct_fields__}
+def _failed_as(record: StepFinished, run: Run) -> Failed:
+    """A failure as its record has it."""
+    error = record.error
+    assert error is not None
+    around = error.step if error.step is not None and run.history.is_around(error.step, record.step_id) else None
+    over = "" if around is None and record.state is StepState.CANCELLED else around
+    return Failed(error, over=over, unknown=record.unknown)
 
 
 def _final(run: Run, outcome: Outcome) -> RunState:
-    undone = {record.state for record in run.history.undone.values()}
-    if isinstance(outcome, Failed) or StepState.FAILED in undone:
+    if isinstance(outcome, Failed) or any(r.state is StepState.FAILED for r in run.history.undone.values()):
         return RunState.COMPENSATION_FAILED
     if run.history.cancelled:
         return RunState.CANCELLED
-    return RunState.COMPENSATED if StepState.COMPLETED in undone else RunState.FAILED
+    undone = any(record.state is StepState.COMPLETED for record in run.history.undone_since)
+    return RunState.COMPENSATED if undone else RunState.FAILED

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from runner.plan import Program, Step, Switch
+from runner.plan import Foreach, Parallel, Program, Step, Switch, walk
 from runner.records import (
     AttemptBegun,
     AttemptFailed,
+    BlockBegun,
     BranchTaken,
     CommandSent,
     Error,
@@ -31,12 +33,42 @@ UNSETTLED = frozenset({"timeout", "internal", "crashed", "cancelled"})
 """Errors of a reply after which the effect may be there all the same."""
 
 
+def base(key: str) -> str:
+    """The id of the step that a record is of, without its rounds."""
+    return key.partition("[")[0]
+
+
+def rounds_of(key: str) -> str:
+    """The rounds of a record's id: `[2][0]`, the outermost first."""
+    return key[len(base(key)) :]
+
+
+def _split(rounds: str) -> tuple[str, int]:
+    """The rounds around the innermost one, and its number."""
+    outer, _, last = rounds.rpartition("[")
+    return outer, int(last[:-1])
+
+
+@dataclass(slots=True)
+class Layer:
+    """What is seen in one home, in one round of it: `steps` (what did not run is skipped), `vars`, and when its latest
+    step ended, which is what `now()` says in the next one, also after a crash."""
+
+    steps: dict[str, dict[str, Any]]
+    variables: dict[str, Any]
+    last_time: str | None
+
+
 class History:
-    """The folded records of one run. `add` is the only way to change it, for old records and new ones alike."""
+    """The folded records of one run. `add` is the only way to change it, for old records and new ones alike.
+
+    Everything is by the records' ids: a step's own, and its rounds (`offer[2]`).
+    """
 
     def __init__(self, program: Program) -> None:
         self._program = program
         self.finished: dict[str, StepFinished] = {}
+        self.blocks: dict[str, BlockBegun] = {}
         self.branches: dict[str, int | None] = {}
         self.caught: dict[str, ErrorCaught] = {}
         self.attempts: dict[str, list[AttemptFailed]] = {}
@@ -53,11 +85,8 @@ class History:
         """The point of no return is passed."""
         self.revived_at: str | None = None
         """When a person let the run go on: its timeout counts anew from there."""
-        self.variables: dict[str, Any] = {}
-        self.steps: dict[str, dict[str, Any]] = {step.id: _SKIPPED for step in _every(program)}
-        """`steps` as expressions see it: what did not run is skipped."""
-        self.last_time: str | None = None
-        """When the latest step ended: what `now()` says in the next one, also after a crash."""
+        self.root = Layer(dict.fromkeys(program.homes[""].steps, _SKIPPED), {}, None)
+        """What every step sees, those inside a `parallel` or a `foreach` as it was when that began."""
         self.waits: dict[str, WaitBegun] = {}
         self.taken: set[tuple[str, str]] = set()
         """Events that no wait gets any more, as (source, id): the one that began the run, and what some wait got."""
@@ -68,7 +97,9 @@ class History:
         self.asked: dict[str, int] = {}
         """How many commands it has sent; one that goes out again under its id counts once."""
         self.reply: ReplySent | None = None
+        self._layers: dict[str, Layer] = {}
         self._open: dict[str, AttemptBegun | CommandSent] = {}
+        self._undone_before: frozenset[str] = frozenset()
 
     def add(self, record: Record) -> None:
         """Fold one record in."""
@@ -93,18 +124,21 @@ class History:
                 self.unanswered.pop(record.step_id, None)
                 self._over(record.step_id)
                 self._tried(record.step_id, unknown=record.unknown or self._is_unsettled(record.step_id, record.error))
+            case BlockBegun():
+                self.blocks[record.step_id] = record
             case BranchTaken():
                 self.branches[record.step_id] = record.branch
             case ErrorCaught():
                 self.caught[record.step_id] = record
-                self.steps[record.step_id] = _seen(StepState.FAILED, None, record.error, record.attempts)
+                self._see(record)
                 self._over(record.step_id)
                 self._tried(record.step_id, unknown=record.unknown or self._is_unsettled(record.step_id, record.error))
             case RunFailed():
                 self._fail(record)
             case UndoFinished():
                 self.undone[record.step_id] = record
-                self.last_time = record.finished_at
+                layer = self.root if self.failure is not None else self._layer_of(record.step_id)
+                layer.last_time = record.finished_at
                 self._over(record.step_id)
             case Intervention():
                 self._intervene(record)
@@ -112,23 +146,88 @@ class History:
     def has_stopped(self, steps: Iterable[Step]) -> bool:
         """Whether a `stop` among these steps, wherever it stands, was reached."""
         reached = {
-            step_id
+            base(step_id)
             for step_id, record in self.finished.items()
             if record.action == "stop" and record.state is StepState.COMPLETED
         }
         return bool(reached) and any(step.id in reached for step in walk(steps))
 
+    # --- what expressions see
+
+    def layer(self, home: str, rounds: str) -> Layer:
+        """What is seen in a home, in certain rounds: what was seen around it when that began, and its own."""
+        if not home:
+            return self.root
+        layer = self._layers.get(home + rounds)
+        if layer is None:
+            around, steps = self._around(home, rounds), self._program.homes[home].steps
+            layer = self._layers[home + rounds] = Layer(
+                {**around.steps, **dict.fromkeys(steps, _SKIPPED)}, dict(around.variables), around.last_time
+            )
+        return layer
+
+    def is_entered(self, home: str, rounds: str) -> bool:
+        """Whether anything has happened there."""
+        return home + rounds in self._layers
+
+    def names(self, home: str, rounds: str) -> dict[str, Any]:
+        """The items and the index that are seen there."""
+        if not home:
+            return {}
+        here = self._program.homes[home]
+        if here.loop is None:
+            return self.names(here.outer, rounds)
+        outer, index = _split(rounds)
+        items = self.blocks[here.loop.id + outer].items
+        return {**self.names(here.outer, outer), here.loop.item: items[index], "index": index}
+
+    def is_inside(self, key: str, home: str, rounds: str) -> bool:
+        """Whether a record is of a step in that home, or inside of what stands there."""
+        at, its = self._program.every[base(key)].home, rounds_of(key)
+        while at and at != home:
+            here = self._program.homes[at]
+            its = its if here.loop is None else _split(its)[0]
+            at = here.outer
+        return at == home and its == rounds
+
+    def is_around(self, block: str, key: str) -> bool:
+        """Whether a record is of a step inside that block; both by their records' ids."""
+        at, its = self._program.every[base(key)].home, rounds_of(key)
+        while at:
+            here = self._program.homes[at]
+            its = its if here.loop is None else _split(its)[0]
+            if here.block + its == block:
+                return True
+            at = here.outer
+        return False
+
+    def _around(self, home: str, rounds: str) -> Layer:
+        here = self._program.homes[home]
+        return self.layer(here.outer, rounds if here.loop is None else _split(rounds)[0])
+
+    def _layer_of(self, key: str) -> Layer:
+        return self.layer(self._program.every[base(key)].home, rounds_of(key))
+
+    def _see(self, record: StepFinished | ErrorCaught) -> None:
+        layer, step_id = self._layer_of(record.step_id), base(record.step_id)
+        if isinstance(record, ErrorCaught):
+            layer.steps[step_id] = _seen(StepState.FAILED, None, record.error, record.attempts)
+            return
+        seen = _seen(record.state, record.output, record.error, record.attempts)
+        layer.steps[step_id] = seen if record.event is None else {**seen, "event": record.event}
+        layer.last_time = record.finished_at
+        if record.state is StepState.COMPLETED and record.action == "set":
+            layer.variables.update(record.output)
+
+    # --- folding
+
     def _finish(self, record: StepFinished) -> None:
         self.finished[record.step_id] = record
-        seen = _seen(record.state, record.output, record.error, record.attempts)
-        self.steps[record.step_id] = seen if record.event is None else {**seen, "event": record.event}
-        self.last_time = record.finished_at
+        self._see(record)
         self._over(record.step_id)
         if record.state is StepState.COMPLETED:
             self.completed.append(record.step_id)
             self.pivoted = self.pivoted or record.pivot
-            if record.action == "set":
-                self.variables.update(record.output)
         done = record.state is StepState.COMPLETED
         unknown = record.unknown or self._is_unsettled(record.step_id, record.error)
         self._tried(record.step_id, unknown=done or unknown)
@@ -140,6 +239,7 @@ class History:
     def _fail(self, record: RunFailed) -> None:
         self.failure = record.error
         self.cancelled = record.cancelled
+        self._undone_before = frozenset(self.undone)
         for step_id in list(self._open):  # begun before a crash, and never heard of again
             self._over(step_id)
             self._tried(step_id, unknown=True)
@@ -153,6 +253,23 @@ class History:
             if step_id in self.touched:
                 self.touched.remove(step_id)
             self.touched.append(step_id)
+
+    @property
+    def undone_since(self) -> list[UndoFinished]:
+        """What was undone since the run failed: not what a `parallel` undid of its losers."""
+        return [record for key, record in self.undone.items() if key not in self._undone_before]
+
+    def broken(self, step: Step, rounds: str) -> StepFinished | None:
+        """The record of what ended a step's own list there: it failed, or was cancelled, and no catch dealt with that
+        to its own end."""
+        record = self.finished.get(step.id + rounds)
+        if record is None or record.state not in (StepState.FAILED, StepState.CANCELLED):
+            return None
+        caught = self.caught.get(step.id + rounds)
+        if caught is None:
+            return record
+        inner = (self.broken(each, rounds) for each in step.catches[caught.catch].steps)
+        return next((found for found in inner if found is not None), None)
 
     # --- a person lets the run go on
 
@@ -172,58 +289,93 @@ class History:
             if sent is not None and ended.unknown:
                 self.unanswered[step_id] = sent
             self.attempts.pop(step_id, None)
-        self._reopen_failed_path(self._program.on_failure)
+        self._reopen_failed_path(self._program.on_failure, "")
+        self._see_anew()
 
     def _reopen(self, from_step: str | None) -> None:
         """The failed step is tried again, or `from_step` and all that stand after it run again."""
-        for step in walk(self._program.on_failure):
-            self._forget(step.id)
+        self._forget_all({step.id for step in walk(self._program.on_failure)})
         failure, self.failure, self.cancelled = self.failure, None, False
-        self.undone.clear()  # nothing was; what was not wanted then may be when it fails again
+        for key in [key for key in self.undone if key not in self._undone_before]:
+            del self.undone[key]  # nothing was; what was not wanted then may be when it fails again
         if from_step is not None:
-            self._reopen_from(from_step)
+            self._reopen_from(base(from_step))
         elif failure is not None:
-            self._reopen_failed_path(self._program.steps)
+            self._reopen_failed_path(self._program.steps, "")
         self.pivoted = any(self.finished[step_id].pivot for step_id in self.completed)
-        self.variables.clear()
-        for step_id in self.completed:
-            if self.finished[step_id].action == "set":
-                self.variables.update(self.finished[step_id].output)
+        self._see_anew()
 
-    def _reopen_failed_path(self, steps: tuple[Step, ...]) -> None:
+    def _reopen_failed_path(self, steps: tuple[Step, ...], rounds: str) -> None:
         """The step that failed, and the blocks around it, which go on where they were."""
-        step = next((step for step in steps if self._broke_off(step)), None)
+        step = next((step for step in steps if self.broken(step, rounds) is not None), None)
         if step is None:
             return
-        inner = _children(step, self.branches.get(step.id), self.caught.get(step.id))
+        inner = list(self._children(step, rounds))
         if inner:
-            self._unfinish(step.id)
-            self._reopen_failed_path(inner)
+            self._unfinish(step.id + rounds)
+            for block, its in inner:
+                self._reopen_failed_path(block, its)
         else:
-            self._forget(step.id)
+            self._forget(step.id + rounds)
 
-    def _broke_off(self, step: Step) -> bool:
-        """Whether the steps ended here: it failed, and no catch has dealt with that to its own end."""
-        record = self.finished.get(step.id)
-        if record is None or record.state not in (StepState.FAILED, StepState.CANCELLED):
-            return False
-        caught = self.caught.get(step.id)
-        return caught is None or any(self._broke_off(inner) for inner in step.catches[caught.catch].steps)
+    def _children(self, step: Step, rounds: str) -> Iterator[tuple[tuple[Step, ...], str]]:
+        """The steps inside that it was at: those of its catch, else those of the branches that it took."""
+        key = step.id + rounds
+        caught, branch = self.caught.get(key), self.branches.get(key)
+        if caught is not None:
+            yield step.catches[caught.catch].steps, rounds
+        elif isinstance(step, Switch) and branch is not None:
+            yield step.branches[branch].steps, rounds
+        elif isinstance(step, Parallel) and key in self.blocks:
+            yield from ((steps, rounds) for steps in step.branches.values())
+        elif isinstance(step, Foreach) and key in self.blocks:
+            yield from ((step.steps, f"{rounds}[{index}]") for index in range(len(self.blocks[key].items)))
 
     def _reopen_from(self, from_step: str) -> None:
+        """One inside a `parallel` or a `foreach` stands for the whole block."""
+        if from_step not in self._program.every:
+            return
+        around = [*_around(self._program.steps, from_step), from_step]
+        from_step = next(
+            step_id
+            for step_id in around
+            if isinstance(self._program.every[step_id], Parallel | Foreach) or step_id == from_step
+        )
         order = [step.id for step in walk(self._program.steps)]
-        for step_id in order[order.index(from_step) :] if from_step in order else ():
-            self._forget(step_id)
-        for step_id in _around(self._program.steps, from_step):
+        self._forget_all(set(order[order.index(from_step) :]))
+        for step_id in around[: around.index(from_step)]:
             self._unfinish(step_id)
+
+    def _forget_all(self, step_ids: set[str]) -> None:
+        """These steps, in every round."""
+        kept = (
+            self.finished,
+            self.attempts,
+            self.blocks,
+            self.branches,
+            self.caught,
+            self._open,
+            self.sent,
+            self.waits,
+        )
+        for key in {key for known in kept for key in known if base(key) in step_ids}:
+            self._forget(key)
+
+    def _see_anew(self) -> None:
+        """What expressions see, of what still stands."""
+        last_time = self.root.last_time
+        self.root = Layer(dict.fromkeys(self._program.homes[""].steps, _SKIPPED), {}, None)
+        self._layers.clear()
+        for record in self.finished.values():
+            self._see(record)
+        for key, caught in self.caught.items():
+            if key not in self.finished:
+                self._see(caught)
+        self.root.last_time = last_time
 
     def _unfinish(self, step_id: str) -> None:
         """It is not over; the branch that it took, or the catch, stands."""
         self.finished.pop(step_id, None)
-        caught = self.caught.get(step_id)
-        self.steps[step_id] = (
-            _SKIPPED if caught is None else _seen(StepState.FAILED, None, caught.error, caught.attempts)
-        )
         for ids in (self.completed, self.touched):
             if step_id in ids:
                 ids.remove(step_id)
@@ -233,7 +385,7 @@ class History:
         error = ended.error if ended is not None and ended.unknown else None
         if step_id in self.sent and error is not None and error.type == "timeout":  # another error is an answer's
             self.unanswered[step_id] = self.sent[step_id]
-        for known in (self.attempts, self.branches, self.caught, self._open, self.sent, self.waits):
+        for known in (self.attempts, self.blocks, self.branches, self.caught, self._open, self.sent, self.waits):
             known.pop(step_id, None)
         self._unfinish(step_id)
 
@@ -246,39 +398,12 @@ def _seen(state: StepState, output: Any, error: Error | None, attempts: int) -> 
     return {"output": output, "state": str(state), "error": shown, "attempts": attempts}
 
 
-def _every(program: Program) -> Iterator[Step]:
-    return walk(program.steps + program.on_failure)
-
-
-def walk(steps: Iterable[Step]) -> Iterator[Step]:
-    """These steps and all inside them, in the order of the file; compensations are none."""
-    for step in steps:
-        yield step
-        for block in _blocks(step):
-            yield from walk(block)
-
-
-def _blocks(step: Step) -> Iterator[tuple[Step, ...]]:
-    if isinstance(step, Switch):
-        for branch in step.branches:
-            yield branch.steps
-    for catch in step.catches:
-        yield catch.steps
-
-
-def _children(step: Step, branch: int | None, caught: ErrorCaught | None) -> tuple[Step, ...]:
-    """The steps inside that it was at: those of its catch, else those of the branch that it took."""
-    if caught is not None:
-        return step.catches[caught.catch].steps
-    return step.branches[branch].steps if isinstance(step, Switch) and branch is not None else ()
-
-
 def _around(steps: tuple[Step, ...], step_id: str) -> tuple[str, ...]:
     """The ids of the steps that a step stands inside of, outermost first."""
     for step in steps:
         if step.id == step_id:
             return ()
-        for block in _blocks(step):
+        for block in step.blocks:
             if any(inner.id == step_id for inner in walk(block)):
                 return (step.id, *_around(block, step_id))
     return ()

@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 
-from runner.engine.history import walk
-from runner.plan import Plan, WaitFor
+from runner.plan import Plan, WaitFor, walk
 from runner.records import Patterns
 from runner.values import MISSING, read_item
 

@@ -8,7 +8,6 @@ from runner.engine.run import Run
 from runner.errors import ExpressionError
 from runner.message import decode_json, encode_json
 from runner.outcome import Failed
-from runner.plan import Step
 from runner.records import Error, RunState
 
 
@@ -31,12 +30,12 @@ def own(value: Any) -> Any:
         raise ExpressionError(f"the result is no JSON value: {error}") from None
 
 
-def cancelled(run: Run, step: Step) -> Failed:
+def cancelled(run: Run, key: str) -> Failed:
     """The failure of a run that a person, or an event, cancels."""
     assert run.cancel is not None
     why = f": {run.cancel.reason}" if run.cancel.reason else ""
-    error = Error(type="cancelled", message=f"cancelled by {run.cancel.by}{why}", retryable=False, step=step.id)
-    return Failed(error, of_run=True)
+    error = Error(type="cancelled", message=f"cancelled by {run.cancel.by}{why}", retryable=False, step=key)
+    return Failed(error, over="")
 
 
 def expression_failed(error: ExpressionError, step_id: str | None = None) -> Failed:

@@ -57,7 +57,7 @@ def delay_before_next(
     `elapsed_s` counts from the beginning of the first attempt.
     """
     error = failure.error
-    if not error.retryable or failure.of_run:
+    if not error.retryable or failure.over is not None:
         return None
     if policy.on is not None and not matches(error.type, policy.on):
         return None

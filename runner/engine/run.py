@@ -7,16 +7,19 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from runner.engine.history import History
+from runner.engine.line import Cut, Frame, Line
 from runner.expressions import Scope
 from runner.message import Outgoing, decode_json
 from runner.plan import Plan, Program
 from runner.records import (
     Answer,
     Arrival,
+    BlockBegun,
     BranchTaken,
     Change,
     Error,
@@ -34,12 +37,26 @@ from runner.times import parse_time, rfc3339
 _RUN_IDS = uuid.UUID("6f1f0c9e-6d1a-5d43-9f0e-0d7b5c0a8a11")
 
 
-_WITHOUT_EFFECT = frozenset({"set", "switch", "fail", "stop"})
+_WITHOUT_EFFECT = frozenset({"set", "switch", "parallel", "foreach", "fail", "stop"})
 
 
 def run_id(handler: str, source: str, message_id: str) -> str:
     """The id of the run that a message begins: the same message, the same run."""
     return str(uuid.uuid5(_RUN_IDS, f"{handler}\0{source}\0{message_id}"))
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """Something that goes on on a line, and may be interrupted."""
+
+    line: Line
+    task: asyncio.Task[Any]
+    is_interrupted: bool = False
+
+    def interrupt(self) -> None:
+        """Cut it short."""
+        self.is_interrupted = True
+        self.task.cancel()
 
 
 class _Moments(dict[str, Any]):
@@ -58,7 +75,7 @@ class _Moments(dict[str, Any]):
 class Run:
     """A run as it goes: `note` records, `commit` makes durable what was noted.
 
-    `on_commit` is told every change once it is durable.
+    `on_commit` is told every change once it is durable. `reread` gives what the store has of the run.
     """
 
     def __init__(
@@ -69,6 +86,7 @@ class Run:
         started: RunStarted,
         commit: Callable[[Change], Awaitable[bool]],
         on_commit: Callable[[Change], None],
+        reread: Callable[[], Awaitable[StoredRun | None]],
         env: Mapping[str, str],
         secrets: Mapping[str, str],
     ) -> None:
@@ -84,8 +102,12 @@ class Run:
         self.state = RunState.RUNNING
         self.has_crashed = False
         """Processes have died with it: an attempt is recorded before it begins."""
-        self.was_cut_short = False
-        """A process may have died in the midst of the next attempt."""
+        self.line = Line()
+        """Its own steps, one after the other."""
+        self.news = asyncio.Event()
+        """Set when a line that waits should look again; another event then takes its place."""
+        self.listening = 0
+        """How many blocks have a line that waits, while others go on."""
         self.is_lost = False
         """It is somebody else's by now."""
         self.cancel: Intervention | None = None
@@ -94,10 +116,13 @@ class Run:
         """What has come of what it waits for, the earliest first."""
         self.answers: Mapping[str, Answer] = {}
         """What has come back, by the command's id."""
-        self._attempt: asyncio.Task[Any] | None = None
-        self._is_interrupted = False
+        self._attempts: set[Attempt] = set()
         self._commit_change = commit
+        self._committing = asyncio.Lock()
+        self._broken: BaseException | None = None
+        """Why a commit did not succeed: what follows it would have a gap before it."""
         self._on_commit = on_commit
+        self._reread = reread
         self._committed = 0
         self._records: list[Record] = []
         self._events: list[EventRecord] = []
@@ -105,15 +130,16 @@ class Run:
         self._commands: list[str] = []
         self._tokens: list[str] = []
         self._cancel_tokens: list[str] = []
-        self._step_id = ""
+        self._key = ""
+        self._layer = self.history.root
         self._uuids = 0
         trigger = started.trigger
         self._base: dict[str, Any] = {
             "event" if started.caller is None else "command": decode_json(started.data),
             "meta": _Moments({name: getattr(trigger, name) for name in trigger.__slots__}, self._clock_read),
             "run": _Moments({"id": started.run_id, "started_at": started.started_at}, self._clock_read),
-            "steps": self.history.steps,
-            "vars": self.history.variables,
+            "steps": self.history.root.steps,
+            "vars": self.history.root.variables,
             "env": dict(env),
             "secrets": dict(secrets),
             "now": self._now,
@@ -153,12 +179,33 @@ class Run:
         """Take up what the store has of it."""
         for record in stored.records:
             self.history.add(record)
+        self._base |= {"steps": self.history.root.steps, "vars": self.history.root.variables}
         self._committed = len(stored.records)
         self.owned = True
         self.state = RunState.COMPENSATING if self.history.failure is not None else RunState.RUNNING
-        self.has_crashed = stored.crashes > 0
-        self.was_cut_short = self.has_crashed
+        if stored.crashes > 0:
+            self.mind_crashes()
         self.cancel = stored.request
+        self._hear(stored)
+
+    def mind_crashes(self) -> None:
+        """A process has died with it, perhaps in the midst of an effect."""
+        self.has_crashed = True
+        self.line.cut = Cut(1)
+
+    async def refresh(self) -> None:
+        """Learn what has come for it since it was taken up, and let the lines that wait look."""
+        stored = await self._reread()
+        if stored is not None:
+            self._hear(stored)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let every line that waits look again."""
+        news, self.news = self.news, asyncio.Event()
+        news.set()
+
+    def _hear(self, stored: StoredRun) -> None:
         self.arrivals = stored.arrivals
         self.answers = {answer.command_id: answer for answer in stored.answers}
 
@@ -172,34 +219,48 @@ class Run:
     def interrupt(self, cancel: Intervention) -> None:
         """Cancel it as soon as may be: in the middle of an attempt, else before the next step."""
         self.cancel = cancel
-        if self._attempt is not None and self.is_to_be_cancelled:
-            self._is_interrupted = True
-            self._attempt.cancel()
+        if self.is_to_be_cancelled:
+            self._interrupt(lambda line: not line.is_undoing)
+
+    def end(self, line: Line, why: str) -> None:
+        """A line goes no further, nor what is inside of it."""
+        line.end(why)
+        self._interrupt(lambda at: at.is_within(line))
 
     def abandon(self) -> None:
         """It is somebody else's by now: an attempt that is going on is of no use any more."""
         self.is_lost = True
-        if self._attempt is not None:
-            self._is_interrupted = True
-            self._attempt.cancel()
+        self._interrupt(lambda line: True)
+
+    def _interrupt(self, which: Callable[[Line], bool]) -> None:
+        for attempt in self._attempts:
+            if which(attempt.line):
+                attempt.interrupt()
+        self.wake()
 
     @contextmanager
-    def attempting(self) -> Iterator[None]:
-        """The present task may be cancelled by `interrupt`; elsewhere, as in a commit, it may not."""
-        task = self._attempt = asyncio.current_task()
-        self._is_interrupted = False
+    def attempting(self, line: Line) -> Iterator[Attempt]:
+        """The present task may be interrupted; elsewhere, as in a commit, it may not."""
+        task = asyncio.current_task()
+        assert task is not None
+        attempt = Attempt(line, task)
+        self._attempts.add(attempt)
         try:
-            yield
+            yield attempt
         finally:
-            self._attempt = None
-            if self._is_interrupted and task is not None:
+            self._attempts.discard(attempt)
+            if attempt.is_interrupted:
                 task.uncancel()  # also where the handler did not heed it
 
-    def scope(self, step_id: str, **extra: Any) -> Scope:
-        """What an expression of this step sees. `uuid()` and `now()` give the same values when asked again
-        after a crash: they derive from the run, the step and the latest recorded time."""
-        self._step_id, self._uuids = step_id, 0
-        return {**self._base, **extra} if extra else self._base
+    def scope(self, key: str, frame: Frame, **extra: Any) -> Scope:
+        """What an expression of the step with this record id sees; to be used at once. `uuid()` and `now()` give the
+        same values when asked again after a crash: they derive from the run, the step and the latest recorded time."""
+        self._key, self._uuids = key, 0
+        self._layer = self.history.layer(frame.home, frame.rounds)
+        if not (frame.home or frame.names or extra):
+            return self._base
+        seen = {"steps": self._layer.steps, "vars": self._layer.variables}
+        return {**self._base, **seen, **frame.names, **extra}
 
     def note(self, record: Record) -> None:
         """Record something; durable with the next commit."""
@@ -228,7 +289,7 @@ class Run:
     def must_commit(self) -> bool:
         """Something has happened that a crash during the next effect must not undo, or the run's key is not its own
         yet."""
-        if not self.owned and self.started.key is not None:
+        if self._committing.locked() or (not self.owned and self.started.key is not None):
             return True
         if self._cancel_tokens:  # an event that cancels must find it also while the effect goes on
             return True
@@ -247,11 +308,43 @@ class Run:
         suspect: bool = False,
         asleep: bool = False,
     ) -> bool:
-        """Make durable what was noted. False if the run turned out to stand already: then it is not ours.
+        """Make durable what was noted; lines that ask at once share a commit. False if the run turned out to stand
+        already: then it is not ours.
 
         Raises StoreError.
         """
-        self.state = state or self.state
+        async with self._committing:
+            if state is None and not suspect and self.owned and not self._has_news:
+                return True  # another line's commit had it all
+            return await self._commit(
+                self._change(
+                    state or self.state,
+                    due_at=due_at,
+                    finished_at=finished_at,
+                    error=error,
+                    key_until=key_until,
+                    suspect=suspect,
+                    asleep=asleep,
+                )
+            )
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._records or self._outgoing or self._tokens or self._cancel_tokens)
+
+    def _change(
+        self,
+        state: RunState,
+        *,
+        due_at: datetime | None,
+        finished_at: datetime | None,
+        error: Error | None,
+        key_until: datetime | None,
+        suspect: bool,
+        asleep: bool,
+    ) -> Change:
+        """All that was noted so far. What is noted from now on is for the next one."""
+        self.state = state
         change = Change(
             run_id=self.id,
             state=self.state,
@@ -270,14 +363,25 @@ class Run:
             key_until=None if key_until is None else rfc3339(key_until),
             suspect=suspect,
         )
-        if not await self._commit_change(change):
-            return False
         self._committed += len(self._records)
         self._records, self._events, self._outgoing = [], [], []
         self._commands, self._tokens, self._cancel_tokens = [], [], []
-        self.owned = True
         self.read_clock = False
+        return change
+
+    async def _commit(self, change: Change) -> bool:
+        if self._broken is not None:
+            raise self._broken
+        try:
+            if not await self._commit_change(change):
+                return False
+        except BaseException as error:
+            self._broken = error
+            raise
+        self.owned = True
         self._on_commit(change)
+        if change.tokens and change.due_at is None:
+            await self.refresh()  # a line begins to wait while others go on, and what came before counts as well
         return True
 
     def derived(self, name: str) -> str:
@@ -289,17 +393,18 @@ class Run:
 
     def _now(self) -> str:
         self.read_clock = True
-        return self.history.last_time or self.started.started_at
+        layer = self.history.root if self.history.failure is not None else self._layer
+        return layer.last_time or self.started.started_at
 
     def _uuid(self) -> str:
         self._uuids += 1
-        return str(uuid.uuid5(uuid.UUID(self.id), f"{self._step_id}\0{self._uuids}"))
+        return str(uuid.uuid5(uuid.UUID(self.id), f"{self._key}\0{self._uuids}"))
 
 
 def _rides_along(record: Record) -> bool:
     """The same record would be made again after a crash, so that it need not be durable before an effect."""
     match record:
-        case BranchTaken():
+        case BranchTaken() | BlockBegun():
             return True
         case StepFinished():
             return record.action in _WITHOUT_EFFECT or record.state is StepState.SKIPPED

@@ -81,6 +81,7 @@ class Runs:
             started=started,
             commit=self.commit,
             on_commit=committed,
+            reread=lambda: self._reread(started.run_id),
             env=self._environment.env(program.env),
             secrets=self._environment.secrets(program.secrets),
         )
@@ -138,6 +139,10 @@ class Runs:
         for run_id in await self._control.lost(owned) if owned else ():
             if (lost := self._live.get(run_id)) is not None:
                 lost.abandon()
+        listening = [run_id for run_id in owned if self._live[run_id].listening]
+        for run_id in await self._control.woken(listening) if listening else ():
+            if (told := self._live.get(run_id)) is not None:
+                await told.refresh()
         for run_id, request in (await self._control.requests()).items():
             run = self._live.get(run_id)
             if run is None or run.cancel is not None:
@@ -159,6 +164,15 @@ class Runs:
                 raise
             except StoreError as error:
                 unknown = True  # the answer may have been lost after the commit
+                _log.error("%s; trying again", error)
+                await asyncio.sleep(PAUSE_S)
+
+    async def _reread(self, run_id: str) -> StoredRun | None:
+        """However long the store is away: the run goes on meanwhile."""
+        while True:
+            try:
+                return await self._reader.run(run_id)
+            except StoreError as error:
                 _log.error("%s; trying again", error)
                 await asyncio.sleep(PAUSE_S)
 

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from runner.engine.effects import at_most
+from runner.engine.line import Frame
 from runner.engine.matching import token
 from runner.engine.results import own
 from runner.engine.run import Run
@@ -31,30 +33,33 @@ class Waits:
     def await_cancel(self, run: Run) -> None:
         """Register the events that cancel the run, with what they must match now that it begins."""
         for cancel in run.program.cancel_on:
-            values = cancel.match(run.scope("cancel_on"))
+            values = cancel.match(run.scope("cancel_on", Frame(line=run.line)))
             run.await_events([token(cancel.event, cancel.fields, [values.get(f) for f in cancel.fields])], cancel=True)
 
-    def wait(self, run: Run, step: Wait, scope: Scope) -> Done | Parked:
+    def wait(self, run: Run, step: Wait, frame: Frame) -> Done | Parked:
         """Park until the time that was named when the wait began."""
-        begun = run.history.waits.get(step.id)
+        key = frame.key(step)
+        begun = run.history.waits.get(key)
         if begun is None:
-            until = self._until(step, scope)
+            until = self._until(step, run.scope(key, frame))
             assert until is not None
-            run.note(WaitBegun(step_id=step.id, at=rfc3339(self._clock.now()), until=rfc3339(until)))
+            run.note(WaitBegun(step_id=key, at=rfc3339(self._clock.now()), until=rfc3339(until)))
         else:
             until = parse_time(begun.until or begun.at)
-        return Done() if self._clock.now() >= until else self._asleep(run, until)
+        return Done() if self._clock.now() >= until else Parked(at_most(until, run, frame), asleep=True)
 
-    def wait_for(self, run: Run, step: WaitFor, scope: Scope) -> Done | Failed | Parked:
+    def wait_for(self, run: Run, step: WaitFor, frame: Frame) -> Done | Failed | Parked:
         """Park until enough events have come that match what was named when the wait began, or until it is too late."""
-        begun = run.history.waits.get(step.id)
+        key = frame.key(step)
+        begun = run.history.waits.get(key)
         if begun is None:
+            scope = run.scope(key, frame)
             values = own(step.match(scope))
             tokens = tuple(token(event, step.fields, [values.get(f) for f in step.fields]) for event in step.events)
             until = self._until(step, scope)
             run.note(
                 WaitBegun(
-                    step_id=step.id,
+                    step_id=key,
                     at=rfc3339(self._clock.now()),
                     until=None if until is None else rfc3339(until),
                     tokens=tokens,
@@ -67,15 +72,15 @@ class Waits:
             a for a in run.arrivals if a.token in begun.tokens and (a.meta.source, a.meta.id) not in run.history.taken
         ]
         if len(came) >= wanted:
-            return self._take(run, step, came[:wanted])
+            return self._take(run, step, key, came[:wanted])
         until = None if begun.until is None else parse_time(begun.until)
         if until is not None and self._clock.now() >= until:
             text = f"{step.target} did not come until {begun.until}"
-            return Failed(Error(type="timeout", message=text, retryable=True, step=step.id))
-        return self._asleep(run, until or NEVER)
+            return Failed(Error(type="timeout", message=text, retryable=True, step=key))
+        return Parked(at_most(until or NEVER, run, frame), asleep=True)
 
-    def _take(self, run: Run, step: WaitFor, came: list[Arrival]) -> Done:
-        run.note(EventsTaken(step_id=step.id, events=tuple((a.meta.source, a.meta.id) for a in came)))
+    def _take(self, run: Run, step: WaitFor, key: str, came: list[Arrival]) -> Done:
+        run.note(EventsTaken(step_id=key, events=tuple((a.meta.source, a.meta.id) for a in came)))
         data = [decode_json(arrival.data) for arrival in came]
         metas = [asdict(arrival.meta) for arrival in came]
         return Done(data[0], metas[0]) if step.count is None else Done(data, metas)
@@ -91,6 +96,3 @@ class Waits:
             return parse_time(value)
         except (TypeError, ValueError):
             raise ExpressionError(f"`until` must be an RFC 3339 time, and is {clip(repr(value))}") from None
-
-    def _asleep(self, run: Run, until: datetime) -> Parked:
-        return Parked(until if run.deadline is None else min(until, run.deadline), asleep=True)

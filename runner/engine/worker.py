@@ -397,7 +397,7 @@ class Worker:
         self._watch(run, None)
         # A redelivered message may have crashed a process: own it and count that before its code runs again.
         if delivery.redelivered:
-            run.has_crashed = run.was_cut_short = True
+            run.mind_crashes()
             if not await run.commit(suspect=True):
                 raise NotOurs
         await self._runs.execute(run)

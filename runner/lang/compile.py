@@ -27,7 +27,9 @@ from runner.plan import (
     Event,
     Exchange,
     Fail,
+    Foreach,
     Idempotency,
+    Parallel,
     Plan,
     Program,
     Queue,
@@ -45,6 +47,8 @@ from runner.plan import (
     Use,
     Wait,
     WaitFor,
+    branch_home,
+    rounds_home,
 )
 from runner.source import Document, MappingNode, Node, ScalarNode, Span, plain
 
@@ -125,6 +129,7 @@ class _Common(TypedDict):
     when: Expression | None
     catches: tuple[Catch, ...]
     undo: tuple[Undo, ...]
+    home: str
 
 
 class _Compiler:
@@ -292,11 +297,11 @@ class _Compiler:
             secrets=tuple(flow.secrets),
         )
 
-    def _steps(self, steps: tuple[StepDecl, ...], defaults: RetryPolicy) -> tuple[Step, ...]:
-        return tuple(self._step(step, defaults) for step in steps)
+    def _steps(self, steps: tuple[StepDecl, ...], defaults: RetryPolicy, home: str = "") -> tuple[Step, ...]:
+        return tuple(self._step(step, defaults, home) for step in steps)
 
-    def _step(self, step: StepDecl, defaults: RetryPolicy) -> Step:
-        common = self._common(step, defaults)
+    def _step(self, step: StepDecl, defaults: RetryPolicy, home: str) -> Step:
+        common = self._common(step, defaults, home)
         match step.action:
             case "use":
                 return _use(step, common, retry_policy(defaults, step.node.get("retry")))
@@ -308,10 +313,14 @@ class _Compiler:
                 return Set(**common, values=compile_value(plain(step.target)))
             case "switch":
                 branches = tuple(
-                    Branch(when=_condition(branch.when), steps=self._steps(branch.steps, defaults))
+                    Branch(when=_condition(branch.when), steps=self._steps(branch.steps, defaults, home))
                     for branch in step.branches
                 )
                 return Switch(**common, branches=branches)
+            case "parallel":
+                return self._parallel(step, common, defaults)
+            case "foreach":
+                return self._foreach(step, common, defaults)
             case "wait":
                 until = _condition(step.until)
                 return Wait(**common, duration_s=None if until is not None else duration_s(step.target), until=until)
@@ -323,17 +332,48 @@ class _Compiler:
                 return Fail(**common, type=str(plain(step.target.get("type"))), message=compile_value(message or ""))
         return Stop(**common)
 
-    def _common(self, step: StepDecl, defaults: RetryPolicy) -> _Common:
+    def _parallel(self, step: StepDecl, common: _Common, defaults: RetryPolicy) -> Parallel:
+        assert isinstance(step.target, MappingNode)
+        names = [str(branch.name.value) for branch in step.branches if branch.name is not None]
+        return Parallel(
+            **common,
+            branches={
+                name: self._steps(branch.steps, defaults, branch_home(step.id, name))
+                for name, branch in zip(names, step.branches, strict=True)
+            },
+            wait="any" if plain(step.target.get("wait")) == "any" else "all",
+            timeout_s=duration_s(step.node.get("timeout")),
+        )
+
+    def _foreach(self, step: StepDecl, common: _Common, defaults: RetryPolicy) -> Foreach:
+        assert isinstance(step.target, MappingNode)
+        items, concurrency = _condition(step.items), plain(step.target.get("concurrency"))
+        assert items is not None
+        return Foreach(
+            **common,
+            items=items,
+            item="item" if step.item is None else str(step.item.value),
+            concurrency=concurrency if isinstance(concurrency, int) else 1,
+            until=_condition(step.until),
+            steps=self._steps(step.branches[0].steps, defaults, rounds_home(step.id)),
+            timeout_s=duration_s(step.node.get("timeout")),
+        )
+
+    def _common(self, step: StepDecl, defaults: RetryPolicy, home: str) -> _Common:
         name = step.node.get("name")
         return _Common(
             id=step.id,
             span=step.node.span,
             name=str(plain(name)) if name is not None else None,
             when=_condition(step.when),
-            catches=tuple(Catch(types=catch.types, steps=self._steps(catch.steps, defaults)) for catch in step.catches),
-            undo=tuple(
-                Undo(step=self._undo(undo, defaults), attempted=_word(undo, "if") == "attempted") for undo in step.undo
+            catches=tuple(
+                Catch(types=catch.types, steps=self._steps(catch.steps, defaults, home)) for catch in step.catches
             ),
+            undo=tuple(
+                Undo(step=self._undo(undo, defaults, home), attempted=_word(undo, "if") == "attempted")
+                for undo in step.undo
+            ),
+            home=home,
         )
 
     def _send(self, step: StepDecl, common: _Common, retry: RetryPolicy) -> Send:
@@ -349,8 +389,8 @@ class _Compiler:
             pivot=_word(step, "pivot") is True,
         )
 
-    def _undo(self, step: StepDecl, defaults: RetryPolicy) -> Use | Send | Emit:
-        common = self._common(step, defaults)
+    def _undo(self, step: StepDecl, defaults: RetryPolicy, home: str) -> Use | Send | Emit:
+        common = self._common(step, defaults, home)
         if step.action == "command":
             return self._send(step, common, undo_policy(step.node.get("retry")))
         if step.action == "use":

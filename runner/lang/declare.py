@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from runner.source import Document, MappingNode, Node, ScalarNode, SequenceNode, Span
 
-ACTIONS = ("use", "command", "emit", "set", "switch", "wait", "wait_for", "fail", "stop")
+ACTIONS = ("use", "command", "emit", "set", "switch", "parallel", "foreach", "wait", "wait_for", "fail", "stop")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +50,12 @@ class CatchDecl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BranchDecl:
-    """One branch of a switch; `when` is None for the default."""
+    """One branch of a `switch` (`when` is None for the default) or of a `parallel` (`name`); the rounds of a
+    `foreach`."""
 
-    when: ScalarNode | None
     steps: tuple[StepDecl, ...]
+    when: ScalarNode | None = None
+    name: ScalarNode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +82,21 @@ class StepDecl:
 
     @property
     def until(self) -> ScalarNode | None:
-        """The time that a `wait` or a `wait_for` names."""
-        is_one = self.action in ("wait", "wait_for") and isinstance(self.target, MappingNode)
+        """The time that a `wait` or a `wait_for` names, or the condition of a `foreach`."""
+        is_one = self.action in ("wait", "wait_for", "foreach") and isinstance(self.target, MappingNode)
         return _scalar(self.target.get("until")) if is_one and isinstance(self.target, MappingNode) else None
+
+    @property
+    def items(self) -> ScalarNode | None:
+        """The list that a `foreach` goes through."""
+        is_one = self.action == "foreach" and isinstance(self.target, MappingNode)
+        return _scalar(self.target.get("in")) if is_one and isinstance(self.target, MappingNode) else None
+
+    @property
+    def item(self) -> ScalarNode | None:
+        """What a `foreach` calls an item, if it says so."""
+        is_one = self.action == "foreach" and isinstance(self.target, MappingNode)
+        return _scalar(self.target.get("as")) if is_one and isinstance(self.target, MappingNode) else None
 
     @property
     def name(self) -> str | None:
@@ -306,7 +320,7 @@ def _step(node: Node, place: str) -> StepDecl | None:
         inputs=_inputs(node, action, target),
         catches=tuple(_catches(node.get("catch"), step_id)),
         undo=_undo(node.get("compensate"), step_id),
-        branches=tuple(_branches(node, step_id)) if action == "switch" else (),
+        branches=tuple(_branches(node, action, target, step_id)),
     )
 
 
@@ -327,8 +341,18 @@ def _catches(node: Node | None, step_id: str) -> Iterator[CatchDecl]:
             yield CatchDecl(types=types, steps=_steps(item.get("do"), f"{step_id}.catch.{n}.do"))
 
 
-def _branches(node: MappingNode, step_id: str) -> Iterator[BranchDecl]:
-    cases = node.get("switch")
+def _branches(node: MappingNode, action: str, target: Node, step_id: str) -> Iterator[BranchDecl]:
+    match action:
+        case "switch":
+            yield from _cases(node, target, step_id)
+        case "parallel" if isinstance(target, MappingNode):
+            for name, key, steps in _mapping(target.get("branches")):
+                yield BranchDecl(name=key, steps=_steps(steps, f"{step_id}.branches.{name}"))
+        case "foreach" if isinstance(target, MappingNode):
+            yield BranchDecl(steps=_steps(target.get("do"), f"{step_id}.do"))
+
+
+def _cases(node: MappingNode, cases: Node, step_id: str) -> Iterator[BranchDecl]:
     for n, item in enumerate(cases.items if isinstance(cases, SequenceNode) else (), 1):
         if isinstance(item, MappingNode):
             steps = _steps(item.get("do"), f"{step_id}.{n}.do")

@@ -30,6 +30,7 @@ _ITEMS = {
     "routes": "route",
     "steps": "step",
     "do": "step",
+    "branches": "step",
     "default": "step",
     "on_failure": "step",
     "switch": "branch",

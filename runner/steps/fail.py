@@ -9,7 +9,7 @@ from runner.records import Error
 from runner.values import as_text
 
 
-def build(step: Fail, scope: Scope) -> Failed:
+def build(step: Fail, key: str, scope: Scope) -> Failed:
     """The failure, with its message evaluated. Raises ExpressionError."""
     message = as_text(step.message(scope)) or step.type
-    return Failed(Error(type=step.type, message=message, retryable=False, step=step.id))
+    return Failed(Error(type=step.type, message=message, retryable=False, step=key))

@@ -276,6 +276,11 @@ class PostgresStore:
         found = await self._with(lambda c: c.fetch(_SQL["lost"], list(run_ids), self._owner))
         return [row["id"] for row in found]
 
+    async def woken(self, run_ids: Collection[str]) -> Collection[str]:
+        """See `RunControl.woken`."""
+        found = await self._with(lambda c: c.fetch(_SQL["woken"], list(run_ids)))
+        return [row["id"] for row in found]
+
     async def answer(self, answer: Answer) -> bool:
         """See `Mailbox.answer`."""
         values = (_storable(rows.text(answer)), _storable(answer.command_id))

@@ -182,6 +182,9 @@ RETURNING id
 -- name: lost
 SELECT id FROM runs WHERE id = ANY ($1::text[]) AND owner IS DISTINCT FROM $2
 
+-- name: woken
+UPDATE runs SET woken = false WHERE id = ANY ($1::text[]) AND woken RETURNING id
+
 -- name: requests
 SELECT id, request FROM runs WHERE request IS NOT NULL AND owner = $1
 

@@ -166,6 +166,13 @@ class SqliteStore:
         values = (rows.text(list(run_ids)), self._owner)
         return await self._file.read(lambda c: [run_id for (run_id,) in c.execute(_SQL["lost"], values)])
 
+    async def woken(self, run_ids: Collection[str]) -> Collection[str]:
+        """See `RunControl.woken`."""
+        ids = (rows.text(list(run_ids)),)
+        if await self._file.read(lambda c: c.execute(_SQL["any_woken"], ids).fetchone()) is None:
+            return ()
+        return await self._file.write(lambda c: [run_id for (run_id,) in c.execute(_SQL["woken"], ids)])
+
     async def answer(self, answer: Answer) -> bool:
         """See `Mailbox.answer`."""
 

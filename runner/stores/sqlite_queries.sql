@@ -130,6 +130,12 @@ WHERE id = ?3 AND finished_at IS NULL
 -- name: lost
 SELECT id FROM runs WHERE id IN (SELECT value FROM json_each(?1)) AND owner IS NOT ?2
 
+-- name: any_woken
+SELECT 1 FROM runs WHERE id IN (SELECT value FROM json_each(?)) AND woken LIMIT 1
+
+-- name: woken
+UPDATE runs SET woken = 0 WHERE id IN (SELECT value FROM json_each(?)) AND woken RETURNING id
+
 -- name: requests
 SELECT id, request FROM runs WHERE request IS NOT NULL AND owner = ?
 

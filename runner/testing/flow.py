@@ -210,8 +210,11 @@ class FlowKit:
         return tuple(self._sent)
 
     async def answer(self, command_id: str, result: Any = None, *, error: Error | None = None) -> bool:
-        """Answer a command that went out; the run that waits for it goes on with `finish`. False if there is none."""
-        return await self.store.answer(Answer(command_id=command_id, result=result, error=error))
+        """Answer a command that went out; the run that waits for it goes on with `finish`, or at once if another of its
+        branches is going on. False if there is none."""
+        is_known = await self.store.answer(Answer(command_id=command_id, result=result, error=error))
+        await self._tell()
+        return is_known
 
     async def arrive(self, event: str, payload: Any, *, ident: str | None = None) -> None:
         """Let an event come that runs may wait for (`wait_for`, `cancel_on`); they go on with `finish`."""
@@ -219,6 +222,7 @@ class FlowKit:
         delivery = _delivery(self.plan.journal, "test.events", event, encode_json(payload), None, ident)
         patterns = patterns_of([self.plan])
         await self.store.arrive(intake.read_arrivals(self.plan.events, patterns, delivery, self.clock.now()))
+        await self._tell()
 
     async def finish(self, run_id: str, *, limit: int = 100) -> KitRun:
         """Let time go on, from one due moment to the next, until the run is final (or `limit` is reached).
@@ -300,6 +304,11 @@ class FlowKit:
             elif (handler := self.plan.commands[message.routing_key].handler) is not None:
                 await self._deliver_command(self.plan.programs[handler], message)
 
+    async def _tell(self) -> None:
+        """Runs of which one branch waits while another goes on hear at once."""
+        for run_id in await self.store.woken(list(self._going_on)):
+            await self._going_on[run_id][0].refresh()
+
     async def _deliver_command(self, program: Program, message: Outgoing) -> None:
         delivery = _as_delivery(message, program.queue)
         try:
@@ -327,6 +336,7 @@ class FlowKit:
             started=started,
             commit=self._wrapped.commit,
             on_commit=lambda change: None,
+            reread=lambda: self.store.run(started.run_id),
             env=self._env,
             secrets=self._secrets,
         )

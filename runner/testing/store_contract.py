@@ -645,6 +645,16 @@ class StoreContract:
             assert stored is not None
             assert stored.request == _CANCEL
 
+    async def test_what_comes_for_a_run_that_is_going_on_is_told_once(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, commands=("c-1",)))
+            await store.commit(begin(2))
+            assert list(await store.woken([run_id(1), run_id(2)])) == []
+            await store.answer(Answer(command_id="c-1", result="yes"))
+            assert list(await store.woken([run_id(2)])) == []
+            assert list(await store.woken([run_id(1), run_id(2)])) == [run_id(1)]
+            assert list(await store.woken([run_id(1), run_id(2)])) == []
+
     async def test_a_parked_run_of_which_something_is_asked_is_due_at_once_and_brings_the_request(self) -> None:
         async with self.store() as one, self.store() as two:
             await one.commit(begin(1, state=RunState.WAITING, due_at=at(3600)))

@@ -30,6 +30,8 @@ class _Place:
     steps: dict[str, StepDecl] = field(default_factory=dict)
     variables: set[str] = field(default_factory=set)
     later: dict[str, StepDecl] = field(default_factory=dict)
+    blocks: dict[str, StepDecl] = field(default_factory=dict)
+    """The outermost `parallel` or `foreach` around each step that stands in one."""
 
 
 def check(project: Declarations) -> Iterator[Diagnostic]:
@@ -57,13 +59,20 @@ def _handler(flow: FlowDecl, handler: HandlerDecl, *, is_command: bool) -> Itera
         for node in scalars(cancel.match):
             yield from _template(node, _Place(flow, _ROUTE - {"event"} | seen))
     every = {step.id: step for step in all_steps(handler.steps + handler.on_failure)}
-    place = _Place(flow, _IN_STEPS - {"event"} | seen, {}, set(), every)
+    place = _Place(flow, _IN_STEPS - {"event"} | seen, {}, set(), every, dict(_blocks(handler)))
     yield from _steps(handler.steps, place)
     for node in scalars(handler.body.get("reply")):
         yield from _template(node, place)
         yield from _leaks_from(node, "a reply")
     # In on_failure every step of the handler may be read: it may have run, or not.
     yield from _steps(handler.on_failure, replace(place, names=place.names | {"error"}))
+
+
+def _blocks(handler: HandlerDecl) -> Iterator[tuple[str, StepDecl]]:
+    for step in all_steps(handler.steps + handler.on_failure):
+        if step.action in ("parallel", "foreach"):
+            inner = all_steps(tuple(inner for branch in step.branches for inner in branch.steps))
+            yield from ((each.id, step) for each in inner)
 
 
 def _steps(steps: tuple[StepDecl, ...], place: _Place) -> Iterator[Diagnostic]:
@@ -73,11 +82,16 @@ def _steps(steps: tuple[StepDecl, ...], place: _Place) -> Iterator[Diagnostic]:
 
 def _step(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
     yield from _bare(step.when, place)
-    yield from _bare(step.until, place)
+    yield from _bare(step.items, place)
+    if step.action != "foreach":
+        yield from _bare(step.until, place)
     yield from _values(step, place)
     for branch in step.branches:
+        inside = _inside(step, place)
         yield from _bare(branch.when, place)
-        yield from _steps(branch.steps, place)
+        yield from _steps(branch.steps, inside)
+        if step.action == "foreach":
+            yield from _bare(step.until, inside)
     if step.action == "set" and isinstance(step.target, MappingNode):
         place.variables.update(name for name, _, _ in step.target.items())
     place.steps[step.id] = step
@@ -87,6 +101,14 @@ def _step(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
         yield from _values(undo, undoing)
     for catch in step.catches:
         yield from _steps(catch.steps, replace(place, names=place.names | {"error"}))
+
+
+def _inside(step: StepDecl, place: _Place) -> _Place:
+    """What the steps in a branch see. What those of a `parallel` or a `foreach` give is not seen outside of it."""
+    if step.action == "switch":
+        return place
+    own = {"index", "item" if step.item is None else str(step.item.value)} if step.action == "foreach" else set()
+    return replace(place, names=place.names | own, steps=dict(place.steps), variables=set(place.variables))
 
 
 def _values(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
@@ -155,8 +177,11 @@ def _step_read(read: Read, node: ScalarNode, place: _Place) -> Iterator[Diagnost
     if name not in place.steps:
         if name in place.later:
             related = (Related("it stands here", place.later[name].node.span),)
-            summary = f'step "{name}" does not stand before this one'
-            yield _at(read, 1, node, "FR322", summary, None, related)
+            block, summary, help = place.blocks.get(name), f'step "{name}" does not stand before this one', None
+            if block is not None and block.id in place.steps:
+                summary = f'step "{name}" is not seen outside of its {block.action}'
+                help = f"only the block's output is: steps.{block.id}.output"
+            yield _at(read, 1, node, "FR322", summary, help, related)
         else:
             help = did_you_mean(name, place.steps) or "only steps that stand before this one can be read"
             yield _at(read, 1, node, "FR322", f'there is no step "{name}"', help)
@@ -178,6 +203,8 @@ def _why_not(root: str, place: _Place) -> str | None:
         return "output is seen in compensate; elsewhere write steps.<id>.output"
     if root == "secrets":
         return "secrets are seen in steps only"
+    if root in ("item", "index"):
+        return f"{root} is seen in a foreach"
     return did_you_mean(root, place.names) or f"known here: {', '.join(sorted(place.names))}"
 
 
