@@ -9,9 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from runner.errors import RetryableError
 from runner.handler import Context, handler
-from runner.records import RunState
+from runner.records import Error, RunState
 from runner.testing import FlowKit, KitRun
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "patterns.md").read_text(encoding="utf-8")
@@ -25,10 +27,21 @@ class World:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.down: set[str] = set()
+        self.request: Callable[..., Awaitable[Any]] = self._nothing
 
     def handlers(self) -> Iterable[Callable[..., Awaitable[Any]]]:
         names = ("shelf.pick", "shelf.put_back", "parcels.hand_over", "bank.charge", "prices.ask")
-        return [self._handler(name) for name in names]
+        return [*(self._handler(name) for name in names), self._http()]
+
+    async def _nothing(self, ctx: Context, **fields: Any) -> Any:
+        raise AssertionError("no pattern asks this")
+
+    def _http(self) -> Callable[..., Awaitable[Any]]:
+        @handler("http.request")
+        async def request(ctx: Context, **fields: Any) -> Any:
+            return await self.request(ctx, **fields)
+
+        return request
 
     def _handler(self, name: str) -> Callable[..., Awaitable[Any]]:
         @handler(name)
@@ -43,7 +56,7 @@ class World:
 @asynccontextmanager
 async def pattern(flow: str, world: World | None = None) -> AsyncIterator[FlowKit]:
     TRIED.add(flow)
-    async with FlowKit(FLOWS[flow], (world or World()).handlers()) as kit:
+    async with FlowKit(FLOWS[flow], (world or World()).handlers(), env={"PARTNER": "https://partner.example"}) as kit:
         yield kit
 
 
@@ -107,6 +120,63 @@ async def test_nobody_decides() -> None:
         done = await kit.finish(await begun(kit, "expense.claimed", {"id": 1, "manager": "ada"}))
     assert done.state is RunState.COMPLETED
     assert told(done) == ["approval.wanted", "approval.wanted", "expense.closed"]
+
+
+async def test_what_suppliers_answer_is_collected_and_who_is_silent_costs_nobody_anything() -> None:
+    async with pattern("tender") as kit:
+        run = await begun(kit, "tender.opened", {"sku": "x", "suppliers": ["a", "b", "c", "d"]})
+        assert [sent.payload["supplier"] for sent in kit.sent] == ["a", "b", "c", "d"]
+        a, b, c, _ = kit.sent
+        await kit.answer(a.id, {"price": 9})
+        await kit.answer(b.id, error=Error(type="sold_out", message="none left", retryable=False))
+        await kit.answer(c.id, {"price": 7})
+        done = await kit.finish(run)
+    assert done.emitted == (("tender.closed", {"sku": "x", "offers": [{"price": 7}, {"price": 9}], "asked": 4}),)
+
+
+async def test_couriers_are_asked_until_one_accepts() -> None:
+    async with pattern("couriers") as kit:
+        run = await begun(kit, "parcel.ready", {"parcel": "p", "couriers": ["a", "b", "c", "d"]})
+        await kit.answer(kit.sent[-1].id, {"accepted": False})
+        await kit.resume(run)
+        assert kit.sent[-1].payload == {"courier": "b", "parcel": "p"}
+        await kit.clock.sleep_until(kit.sent[-1].deadline)
+        await kit.resume(run)
+        assert kit.sent[-1].command == "courier.withdraw"
+        await kit.answer(kit.sent[-1].id)
+        await kit.resume(run)
+        await kit.answer(kit.sent[-1].id, {"accepted": True})
+        done = await kit.finish(run)
+    assert done.emitted == (("parcel.assigned", {"parcel": "p", "courier": "c"}),)
+    assert len(kit.sent) == 4, "d was not asked"
+
+
+@pytest.mark.parametrize("couriers", [[], ["a"]])
+async def test_a_parcel_that_nobody_takes_is_told_of(couriers: list[str]) -> None:
+    async with pattern("couriers") as kit:
+        run = await begun(kit, "parcel.ready", {"parcel": "p", "couriers": couriers})
+        if couriers:
+            await kit.answer(kit.sent[-1].id, {"accepted": False})
+        done = await kit.finish(run)
+    assert done.emitted == (("parcel.unassigned", {"parcel": "p", "because": "nobody_free"}),)
+
+
+async def test_a_slow_partner_gets_three_requests_a_second() -> None:
+    world = World()
+    asked: list[float] = []
+    async with pattern("partner", world) as kit:
+
+        async def request(ctx: Context, **fields: Any) -> Any:
+            asked.append((kit.clock.now() - start).total_seconds())
+            if len(asked) == 2:
+                raise RetryableError("http.429", retry_after_s=5)
+            return {"status": 200, "body": {"valid": fields["query"]["address"] != "nowhere"}}
+
+        world.request, start = request, kit.clock.now()
+        done = await kit.finish(await begun(kit, "addresses.imported", {"addresses": ["a", "nowhere", "c", "d", "e"]}))
+    assert done.emitted == (("addresses.checked", {"valid": [True, False, True, True, True]}),)
+    assert asked[:3] == [0, 0, 0]
+    assert max(sum(at <= each < at + 1 for each in asked) for at in asked) == 3
 
 
 async def test_an_order_that_is_withdrawn_in_time_is_put_back() -> None:
