@@ -9,6 +9,7 @@ import sys
 CASES = {
     "startup": "how long commands take before they do anything",
     "waits": "ten thousand runs that wait for an event",
+    "blocks": "a thousand steps in a loop, and as runs of their own",
     "emit": "from `flowrun emit` in one process to the run's beginning in another",
 }
 

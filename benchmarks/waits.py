@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import project
+from benchmarks import project, servers
 
 RUNS = 10_000
 ROUNDS = 20
@@ -29,49 +29,56 @@ handlers:
 
 
 def measure() -> Iterator[str]:
+    yield "| 10,000 runs asleep | worker's memory, MB (goal: + ≤ 10) | event's time → its run goes on, ms (goal ≤ 100) |"
+    yield "| --- | --- | --- |"
+    yield f"| embedded broker, SQLite | {' | '.join(figures())} |"
+    with servers.both() as urls:
+        if urls is not None:
+            yield f"| RabbitMQ, PostgreSQL | {' | '.join(figures('--broker', urls[0], '--store', urls[1]))} |"
+
+
+def figures(*where: str) -> tuple[str, str]:
     with tempfile.TemporaryDirectory(prefix="flowrun-bench-") as name:
         folder = Path(name)
         (folder / "flows").mkdir()
         (folder / "flows/f.yaml").write_text(FLOW)
         (folder / "asked.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(RUNS)))
-        process = project.start(folder, "--quiet")
-        project.run("emit", "asked", "--data", '{"n": -1}', cwd=folder)
-        waiting(folder, 1)
+        process = project.start(folder, "--quiet", *where)
+        project.run("emit", "asked", "--data", '{"n": -1}', *where, cwd=folder)
+        waiting(folder, 1, where)
         before = resident_mb(process)
-        project.run("emit", "asked", "--file", "asked.jsonl", cwd=folder)
-        waiting(folder, RUNS)
+        project.run("emit", "asked", "--file", "asked.jsonl", *where, cwd=folder)
+        waiting(folder, RUNS, where)
         after = resident_mb(process)
-        wakes = [wake_ms(folder, n) for n in range(ROUNDS)]
+        wakes = [wake_ms(folder, n, where) for n in range(ROUNDS)]
         process.terminate()
         process.communicate()
-    yield f"| embedded broker, SQLite, {RUNS:,} runs asleep | | goal |"
-    yield "| --- | --- | --- |"
-    yield f"| worker's memory, MB | {before:.0f} → {after:.0f} (+{after - before:.0f}) | + ≤ 10 |"
-    shown = f"{statistics.median(wakes):.0f} ({min(wakes):.0f}–{max(wakes):.0f}, {ROUNDS} events)"
-    yield f"| event's time → its run goes on, ms | {shown} | ≤ 100 |"
+    memory = f"{before:.0f} → {after:.0f} (+{after - before:.0f})"
+    return memory, f"{statistics.median(wakes):.0f} ({min(wakes):.0f}–{max(wakes):.0f}, {ROUNDS} events)"
 
 
-def waiting(folder: Path, count: int) -> None:
+def waiting(folder: Path, count: int, where: tuple[str, ...]) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while len(runs(folder, "--state", "waiting", "--limit", str(count))) < count:
+    while len(runs(folder, where, "--state", "waiting", "--limit", str(count))) < count:
         assert time.monotonic() < deadline, "they do not come to wait"
         time.sleep(0.5)
 
 
-def wake_ms(folder: Path, n: int) -> float:
+def wake_ms(folder: Path, n: int, where: tuple[str, ...]) -> float:
     """From the event's time, which a UUIDv7 begins with (RFC 9562), to the end of the step that waited."""
-    sent = json.loads(project.run("emit", "answered", "--data", f'{{"n": {n}}}', "--json", cwd=folder))["id"]
+    sent = json.loads(project.run("emit", "answered", "--data", f'{{"n": {n}}}', "--json", *where, cwd=folder))["id"]
     deadline = time.monotonic() + PATIENCE_S
-    while len(runs(folder, "--state", "completed", "--limit", "10000")) <= n:
+    while len(runs(folder, where, "--state", "completed", "--limit", "10000")) <= n:
         assert time.monotonic() < deadline, "it was not woken"
         time.sleep(0.02)
-    ended = [run["finished_at"] for run in runs(folder, "--state", "completed", "--limit", "10000")]
+    ended = [run["finished_at"] for run in runs(folder, where, "--state", "completed", "--limit", "10000")]
     latest = max(datetime.fromisoformat(moment).timestamp() for moment in ended)
     return latest * 1000 - int(sent.replace("-", "")[:12], 16)
 
 
-def runs(folder: Path, *filters: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(project.run("runs", "list", "--json", *filters, cwd=folder))
+def runs(folder: Path, where: tuple[str, ...], *filters: str) -> list[dict[str, Any]]:
+    store = where[where.index("--store") :] if "--store" in where else ()
+    found: list[dict[str, Any]] = json.loads(project.run("runs", "list", "--json", *filters, *store, cwd=folder))
     return found
 
 

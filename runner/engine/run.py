@@ -124,6 +124,8 @@ class Run:
         self._on_commit = on_commit
         self._reread = reread
         self._committed = 0
+        self._noted = self._taken = self._durable = 0
+        """How much was noted, how much of it the latest commit took, and how much is durable."""
         self._records: list[Record] = []
         self._events: list[EventRecord] = []
         self._outgoing: list[Outgoing] = []
@@ -264,25 +266,30 @@ class Run:
 
     def note(self, record: Record) -> None:
         """Record something; durable with the next commit."""
+        self._noted += 1
         self._records.append(record)
         self.history.add(record)
 
     def publish(self, event: EventRecord, outgoing: Outgoing) -> None:
         """Publish an event; it leaves with the next commit."""
+        self._noted += 1
         self._events.append(event)
         self._outgoing.append(outgoing)
 
     def send(self, command_id: str, outgoing: Outgoing) -> None:
         """Send a command; it leaves with the next commit, and its answer will be this run's."""
+        self._noted += 1
         self._commands.append(command_id)
         self._outgoing.append(outgoing)
 
     def await_events(self, tokens: Iterable[str], *, cancel: bool = False) -> None:
         """From the next commit on, an event that bears one of these makes the run due, or cancels it."""
+        self._noted += 1
         (self._cancel_tokens if cancel else self._tokens).extend(tokens)
 
     def answer(self, outgoing: Outgoing) -> None:
         """Send the run's reply; it leaves with the next commit."""
+        self._noted += 1
         self._outgoing.append(outgoing)
 
     @property
@@ -313,8 +320,9 @@ class Run:
 
         Raises StoreError.
         """
+        wanted = self._noted
         async with self._committing:
-            if state is None and not suspect and self.owned and not self._has_news:
+            if state is None and not suspect and self.owned and self._durable >= wanted:
                 return True  # another line's commit had it all
             return await self._commit(
                 self._change(
@@ -327,10 +335,6 @@ class Run:
                     asleep=asleep,
                 )
             )
-
-    @property
-    def _has_news(self) -> bool:
-        return bool(self._records or self._outgoing or self._tokens or self._cancel_tokens)
 
     def _change(
         self,
@@ -364,6 +368,7 @@ class Run:
             suspect=suspect,
         )
         self._committed += len(self._records)
+        self._taken = self._noted
         self._records, self._events, self._outgoing = [], [], []
         self._commands, self._tokens, self._cancel_tokens = [], [], []
         self.read_clock = False
@@ -379,6 +384,7 @@ class Run:
             self._broken = error
             raise
         self.owned = True
+        self._durable = self._taken
         self._on_commit(change)
         if change.tokens and change.due_at is None:
             await self.refresh()  # a line begins to wait while others go on, and what came before counts as well
