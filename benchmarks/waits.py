@@ -29,7 +29,7 @@ handlers:
 
 
 def measure() -> Iterator[str]:
-    yield "| 10,000 runs asleep | worker's memory, MB (goal: + ≤ 10) | event's time → its run goes on, ms (goal ≤ 100) |"
+    yield "| 10,000 runs asleep | worker's memory, MB (goal + ≤ 10) | from an event to its run, ms (goal ≤ 100) |"
     yield "| --- | --- | --- |"
     yield f"| embedded broker, SQLite | {' | '.join(figures())} |"
     with servers.both() as urls:

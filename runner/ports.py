@@ -132,8 +132,9 @@ class Store(AbstractAsyncContextManager["Store"], Protocol):
         those that the broker would not take. They come again until `sent` has noted them."""
         ...
 
-    async def sent(self, results: Mapping[int, str | None]) -> None:
-        """Note what the broker said of outbox rows, by position: None for confirmed, else the reason."""
+    async def sent(self, results: Mapping[int, str | None], answers: Sequence[Answer] = ()) -> None:
+        """Note what the broker said of outbox rows, by position: None for what is over with, else the reason. What is
+        thereby answered (see `Mailbox.answer`) is so in the same commit."""
         ...
 
 

@@ -201,7 +201,7 @@ async def _run_worker(app: App, project: Project, role: Role, given: _Options, p
 async def _run_suspects(
     app: App, project: Project, role: Role, given: _Options, post: Post, stop: asyncio.Event
 ) -> int:
-    outbox = Outbox(app.store, app.transport, app.store)
+    outbox = Outbox(app.store, app.transport)
     sending = asyncio.create_task(outbox.run())
     suspects = app.suspects(
         project,

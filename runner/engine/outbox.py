@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from runner.errors import StoreError, TransportError
-from runner.ports import Mailbox, Store, Transport
+from runner.ports import Store, Transport
 from runner.records import Answer, Error, OutboxRow
 
 BATCH = 500
@@ -29,9 +29,8 @@ _log = logging.getLogger("flowrun.outbox")
 class Outbox:
     """The one task of a process that publishes. `poke` it after a commit."""
 
-    def __init__(self, store: Store, transport: Transport, mailbox: Mailbox) -> None:
+    def __init__(self, store: Store, transport: Transport) -> None:
         self._store = store
-        self._mailbox = mailbox
         self._transport = transport
         self._poked = asyncio.Event()
         self._poked.set()
@@ -84,22 +83,15 @@ class Outbox:
     async def _send(self, rows: Sequence[OutboxRow]) -> None:
         results = await self._patiently(lambda: self._transport.publish([row.outgoing for row in rows]))
         marks: dict[int, str | None] = {}
+        answers: list[Answer] = []
         for row, reason in zip(rows, results, strict=True):
-            marks[row.position] = await self._refused(row, reason) if reason is not None else None
-        await self._patiently(lambda: self._store.sent(marks))
-
-    async def _refused(self, row: OutboxRow, reason: str) -> str | None:
-        """The reason why it stays; None for a command that no queue takes, whose sender is told so at once. What else a
-        broker refuses may be taken later, or have been: that is the step's own timeout's to end."""
-        name, ident = row.outgoing.routing_key, row.outgoing.properties.message_id
-        if row.outgoing.properties.reply_to is not None and ident is not None and reason.startswith("unroutable"):
-            error = Error(type="no_handler", message=f"no queue takes {name}: {reason}", retryable=False)
-            answer = Answer(command_id=ident, error=error)
-            await self._patiently(lambda: self._mailbox.answer(answer))
-            return None
-        if row.reason is None:
-            _log.warning("%s %s stays in the outbox: %s", name, ident, reason)
-        return reason
+            answer = None if reason is None else _nobody(row, reason)
+            answers += [] if answer is None else [answer]
+            marks[row.position] = reason if answer is None else None
+            if marks[row.position] is not None and row.reason is None:
+                ident = row.outgoing.properties.message_id
+                _log.warning("%s %s stays in the outbox: %s", row.outgoing.routing_key, ident, reason)
+        await self._patiently(lambda: self._store.sent(marks, answers))
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """Until it succeeds: a broker that is away answers nothing, and what was sent may have arrived, so it is sent
@@ -128,6 +120,16 @@ class Outbox:
             _log.exception("internal error, please report it")
             return False
         return True
+
+
+def _nobody(row: OutboxRow, reason: str) -> Answer | None:
+    """What the sender of a command that no queue takes is told at once. What else a broker refuses may be taken later,
+    or have been: that is the step's own timeout's to end."""
+    ident = row.outgoing.properties.message_id
+    if row.outgoing.properties.reply_to is None or ident is None or not reason.startswith("unroutable"):
+        return None
+    text = f"no queue takes {row.outgoing.routing_key}: {reason}"
+    return Answer(command_id=ident, error=Error(type="no_handler", message=text, retryable=False))
 
 
 def _by_size(rows: Sequence[OutboxRow]) -> Iterator[list[OutboxRow]]:

@@ -111,7 +111,7 @@ class Worker:
         """The events that some wait may be for, of the present plan and of older ones."""
         self._waiting_queues: list[str] = []
         self._runs = runs(lambda: self._draining, self._committed)
-        self._outbox = Outbox(store, transport, mailbox)
+        self._outbox = Outbox(store, transport)
         self._scheduler = Scheduler(
             plan=plan, store=schedules, clock=clock, env=environment.env, poke=self._outbox.poke
         )

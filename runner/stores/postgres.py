@@ -181,7 +181,7 @@ class PostgresStore:
 
         return sorted(await self._with(take), key=lambda row: row.position)
 
-    async def sent(self, results: Mapping[int, str | None]) -> None:
+    async def sent(self, results: Mapping[int, str | None], answers: Sequence[Answer] = ()) -> None:
         """See `Store.sent`."""
         confirmed = [position for position, reason in results.items() if reason is None]
         refused = [(position, reason) for position, reason in results.items() if reason is not None]
@@ -191,6 +191,8 @@ class PostgresStore:
                 await connection.execute(_SQL["outbox_confirmed"], confirmed)
                 if refused:
                     await connection.execute(_SQL["outbox_refused"], *_columns(refused))
+                for answer in answers:
+                    await _give(connection, answer)
 
         await self._with(note)
 
@@ -283,14 +285,10 @@ class PostgresStore:
 
     async def answer(self, answer: Answer) -> bool:
         """See `Mailbox.answer`."""
-        values = (_storable(rows.text(answer)), _storable(answer.command_id))
 
         async def give(connection: _Connection) -> bool:
             async with connection.transaction():
-                run_id = await connection.fetchval(_SQL["answer"], *values)
-                if run_id is not None:
-                    await connection.execute(_SQL["wake"], run_id)
-            return run_id is not None
+                return await _give(connection, answer)
 
         return await self._with(give)
 
@@ -681,6 +679,13 @@ async def _whole(connection: _Connection, ids: list[str]) -> list[StoredRun]:
 def _columns(values: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """Rows, at least one → one list a column, as `unnest` wants them."""
     return [[_storable(value) for value in column] for column in zip(*values, strict=True)]
+
+
+async def _give(connection: _Connection, answer: Answer) -> bool:
+    run_id = await connection.fetchval(_SQL["answer"], _storable(rows.text(answer)), _storable(answer.command_id))
+    if run_id is not None:
+        await connection.execute(_SQL["wake"], run_id)
+    return run_id is not None
 
 
 def _storable(value: Any) -> Any:

@@ -91,7 +91,7 @@ class SqliteStore:
         """See `Store.outbox`."""
         return await self._file.write(lambda c: self._take_outbox(c, limit, refused))
 
-    async def sent(self, results: Mapping[int, str | None]) -> None:
+    async def sent(self, results: Mapping[int, str | None], answers: Sequence[Answer] = ()) -> None:
         """See `Store.sent`."""
         confirmed = [(position,) for position, reason in results.items() if reason is None]
         refused = [(reason, position) for position, reason in results.items() if reason is not None]
@@ -99,6 +99,8 @@ class SqliteStore:
         def note(connection: sqlite3.Connection) -> None:
             connection.executemany(_SQL["outbox_confirmed"], confirmed)
             connection.executemany(_SQL["outbox_refused"], refused)
+            for answer in answers:
+                _give(connection, answer)
 
         await self._file.write(note)
 
@@ -175,14 +177,7 @@ class SqliteStore:
 
     async def answer(self, answer: Answer) -> bool:
         """See `Mailbox.answer`."""
-
-        def give(connection: sqlite3.Connection) -> bool:
-            row = connection.execute(_SQL["answer"], (rows.text(answer), answer.command_id)).fetchone()
-            if row is not None:
-                connection.execute(_SQL["wake"], row)
-            return row is not None
-
-        return await self._file.write(give)
+        return await self._file.write(lambda c: _give(c, answer))
 
     async def arrive(self, arrivals: Sequence[Arrival]) -> None:
         """See `Mailbox.arrive`."""
@@ -391,6 +386,13 @@ def _cancel_if_it_came(connection: sqlite3.Connection, run_id: str) -> None:
         arrival = rows.arrival(came)
         if rows.is_cancelled_by(arrival, trigger=row[5], started_at=row[8]):
             connection.execute(_SQL["request"], (*rows.cancel_values(arrival), run_id))
+
+
+def _give(connection: sqlite3.Connection, answer: Answer) -> bool:
+    row = connection.execute(_SQL["answer"], (rows.text(answer), answer.command_id)).fetchone()
+    if row is not None:
+        connection.execute(_SQL["wake"], row)
+    return row is not None
 
 
 def _find(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:

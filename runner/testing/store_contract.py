@@ -1009,6 +1009,17 @@ class StoreContract:
         assert [row.reason for row in rows] == [None] * 4
         assert [row.position for row in rows] == sorted({row.position for row in rows})
 
+    async def test_a_message_is_over_with_and_its_command_answered_in_one_commit(self) -> None:
+        async with self.store() as store:
+            await store.commit(
+                begin(1, state=RunState.WAITING, outgoing=(outgoing(1),), commands=("c-1",), due_at=at(9999))
+            )
+            [row] = await store.outbox(10)
+            await store.sent({row.position: None}, [answer(1, "nobody"), answer(2, "no such command")])
+            assert (await store.backlog()).outbox == 0
+            [woken] = await store.take(START, 10)
+            assert woken.answers == (answer(1, "nobody"),)
+
     async def test_a_message_is_given_to_one_sender(self) -> None:
         async with self.store() as one, self.store() as two:
             await one.commit(begin(1, outgoing=tuple(outgoing(number) for number in range(100))))

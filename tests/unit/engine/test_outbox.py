@@ -72,7 +72,7 @@ async def received(transport: EmbeddedTransport, count: int) -> Sequence[str | N
 async def test_messages_of_a_commit_are_published_in_order_and_gone(parts: Any) -> None:
     store, transport = parts
     await store.commit(begin(1, outgoing=tuple(outgoing(n) for n in range(3))))
-    await run_until_flushed(Outbox(store, transport, store))
+    await run_until_flushed(Outbox(store, transport))
     assert await received(transport, 3) == ["m-0", "m-1", "m-2"]
     assert (await store.backlog()).outbox == 0
 
@@ -81,7 +81,7 @@ async def test_what_the_broker_did_not_confirm_is_sent_again_under_the_same_id(p
     store, transport = parts
     await store.commit(begin(1, outgoing=(outgoing(1),)))
     away = Faulty(transport, "publish", TransportError("away"))
-    await run_until_flushed(Outbox(store, away, store))
+    await run_until_flushed(Outbox(store, away))
     assert away.failed == 1
     assert await received(transport, 1) == ["m-1"]
 
@@ -90,7 +90,7 @@ async def test_a_store_that_could_not_note_it_is_asked_again_and_nothing_is_sent
     store, transport = parts
     await store.commit(begin(1, outgoing=(outgoing(1),)))
     away = Faulty(store, "sent", StoreError("away"))
-    await run_until_flushed(Outbox(away, transport, away))
+    await run_until_flushed(Outbox(away, transport))
     assert away.failed == 1
     assert (await store.backlog()).outbox == 0
     assert await transport.depth(["q"]) == 1
@@ -100,7 +100,7 @@ async def test_what_no_queue_takes_stays_with_its_reason_and_goes_out_once_one_d
     store, transport = parts
     lost = Outgoing(exchange="", routing_key="later", body=b"{}", properties=outgoing(1).properties, mandatory=True)
     await store.commit(begin(1, outgoing=(lost,)))
-    outbox = Outbox(store, transport, store)
+    outbox = Outbox(store, transport)
     await run_until_flushed(outbox)
     [row] = await store.outbox(10, refused=True)
     assert row.reason == 'unroutable: no queue takes "later"'
@@ -125,7 +125,7 @@ async def test_large_messages_go_out_in_batches_that_a_slow_line_can_confirm(par
             sizes.append(sum(len(message.body) for message in messages))
             return await transport.publish(messages)
 
-    await run_until_flushed(Outbox(store, Watched(), store))  # type: ignore[arg-type]
+    await run_until_flushed(Outbox(store, Watched()))  # type: ignore[arg-type]
     assert sizes == [3_000_000, 3_000_000, 1_500_000]
     assert await transport.depth(["q"]) == 5
 
@@ -147,7 +147,7 @@ async def test_who_sent_a_command_is_told_that_nobody_takes_it_and_of_no_other_r
         async def publish(self, messages: Sequence[Outgoing]) -> Sequence[str | None]:
             return [reason for _ in messages]
 
-    await run_until_flushed(Outbox(store, Refusing(), store))  # type: ignore[arg-type]
+    await run_until_flushed(Outbox(store, Refusing()))  # type: ignore[arg-type]
 
     answers = (await the_run(store, 1)).answers
     assert [answer.error.type for answer in answers if answer.error is not None] == (["no_handler"] if told else [])
