@@ -36,7 +36,7 @@ PROJECT = Path(__file__).parent / "ledger"
 PATIENCE_S = 90.0
 POLL_S = 0.05
 ENTRIES = {"one", "two", "three"}
-KINDS = ("good", "good", "good", "bad", "flaky")
+KINDS = ("good", "good", "wide", "bad", "flaky", "torn")
 
 # A producer meets every fault on purpose.
 logging.getLogger("pika").setLevel(logging.CRITICAL)

@@ -20,6 +20,7 @@ def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ledger")
     with Site(folder) as site:
         site.emit(JOBS, ["good", "bad", "flaky", "slow"])
+        site.emit(2, ["wide", "torn"])
         site.run("start", "--until-idle", "--quiet")
     return folder
 
@@ -36,6 +37,7 @@ def site(settled: Path, tmp_path: Path) -> Iterator[Site]:
     with Site(tmp_path) as site:
         for kind in ("good", "bad", "flaky", "slow") * (JOBS // 4):
             site.confirmed.add(site.new_job(kind))
+        site.confirmed |= {site.new_job("wide"), site.new_job("torn")}
         yield site
 
 
@@ -48,9 +50,9 @@ def spoil(path: Path, sql: str) -> None:
 def test_all_kinds_of_jobs_come_to_their_end(site: Site) -> None:
     verdict = site.verdict()
     verdict.assert_kept()
-    assert len(verdict.confirmed) == len(verdict.finished) == JOBS
+    assert len(verdict.confirmed) == len(verdict.finished) == JOBS + 2
     states = dict(site.query("SELECT state, count(*) FROM runs WHERE handler = 'ledger.work' GROUP BY state"))
-    assert states == {"completed": 15, "compensated": 5}
+    assert states == {"completed": 16, "compensated": 6}
     flaky = site.ledger("SELECT count(*), count(DISTINCT key) FROM calls WHERE job = 3 AND step = 'two'")
     assert flaky == [(2, 1)]
 

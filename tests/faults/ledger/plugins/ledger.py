@@ -8,7 +8,7 @@ from typing import Literal
 
 from runner import Context, RetryableError, TerminalError, handler
 
-Kind = Literal["good", "bad", "flaky", "slow"]
+Kind = Literal["good", "bad", "flaky", "slow", "wide", "torn"]
 SLOW_S = 0.3
 TABLES = """
 CREATE TABLE IF NOT EXISTS calls (key TEXT NOT NULL, job INTEGER NOT NULL, step TEXT NOT NULL, at REAL NOT NULL);
@@ -21,10 +21,10 @@ _connections: dict[int, sqlite3.Connection] = {}
 
 @handler("ledger.enter")
 async def enter(ctx: Context, *, job: int, kind: Kind, step: str) -> None:
-    """Enter the step. A flaky job's second step fails at its first attempt, a bad job's third one for good."""
+    """Enter the step. A flaky job's second step fails at its first attempt, a bad or torn job's third one for good."""
     if kind == "slow":
         await asyncio.sleep(SLOW_S)
-    refused = kind == "bad" and step == "three"
+    refused = kind in ("bad", "torn") and step == "three"
     failed = kind == "flaky" and step == "two" and ctx.attempt == 1
     write(ctx.idempotency_key, job, step, effect=not (refused or failed))
     if refused:
@@ -35,8 +35,9 @@ async def enter(ctx: Context, *, job: int, kind: Kind, step: str) -> None:
 
 @handler("ledger.strike")
 async def strike(ctx: Context, *, job: int, step: str) -> None:
-    """Strike the step's entry out: an entry of its own."""
-    write(ctx.idempotency_key, job, f"undo {step}", effect=True)
+    """Strike the step's entry out, if there is one: an entry of its own."""
+    entered = connection().execute("SELECT 1 FROM effects WHERE job = ? AND step = ?", (job, step)).fetchone()
+    write(ctx.idempotency_key, job, f"undo {step}", effect=entered is not None)
 
 
 def write(key: str, job: int, step: str, *, effect: bool) -> None:
