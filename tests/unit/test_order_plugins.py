@@ -1,4 +1,4 @@
-"""The handlers of the order system: each effect happens once, whatever calls it how often."""
+"""The handlers of the order and the payment system: each effect happens once, whatever calls it how often."""
 
 from __future__ import annotations
 
