@@ -27,9 +27,9 @@ class Market(Shop):
     def emit(self, event: str, *payloads: dict[str, Any]) -> None:
         self.run("emit", event, "--file", "-", input="".join(json.dumps(payload) + "\n" for payload in payloads))
 
-    def order(self, *orders: tuple[str, str], payment: str = "gateway") -> None:
+    def order(self, *orders: tuple[str, str], **more: Any) -> None:
         """Order goods for TOTAL cents; ids and customers."""
-        goods = {"sku": "widget", "quantity": 1, "unit_price": TOTAL, "payment": payment}
+        goods = {"sku": "widget", "quantity": 1, "unit_price": TOTAL, "payment": "gateway", **more}
         names = [{"order_id": name, "customer": who, "email": f"{who}@example.com"} for name, who in orders]
         self.emit("order.requested", *({**name, **goods} for name in names))
 
@@ -99,6 +99,7 @@ def market(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Market]:
         yield market
 
 
+on_embedded = pytest.mark.parametrize("market", BROKERS[:1], indirect=True)
 on_rabbitmq = pytest.mark.parametrize("market", BROKERS[1:], indirect=True)
 
 
@@ -165,6 +166,7 @@ def test_without_money_the_user_is_told_and_another_try_may_pay_before_the_order
     end(market, worker)
 
 
+@on_embedded
 def test_an_order_that_we_charge_ourselves_is_rejected_without_money_and_the_customer_told(market: Market) -> None:
     market.order(("A-1", "bob"), payment="account")
     market.run("start", "--until-idle", "--quiet")
@@ -172,6 +174,17 @@ def test_an_order_that_we_charge_ourselves_is_rejected_without_money_and_the_cus
     assert market.payments() == {"order-A-1-1": "void"}
     [(text,)] = market.query("mail", "SELECT text FROM mails WHERE recipient = 'bob@example.com'")
     assert "insufficient funds" in text
+    market.assert_money_adds_up()
+
+
+@on_embedded
+def test_an_order_that_nobody_pays_in_time_is_rejected(market: Market) -> None:
+    market.order(("A-1", "bob"), pay_by=soon(-1))
+    market.run("start", "--until-idle", "--quiet")
+    assert market.orders() == {"A-1": "rejected"}
+    [(text,)] = market.query("mail", "SELECT text FROM mails WHERE recipient = 'bob@example.com'")
+    assert "not paid" in text
+    assert market.query("inventory", "SELECT reserved FROM stock WHERE sku = 'widget'") == [(0,)]
     market.assert_money_adds_up()
 
 
@@ -279,6 +292,7 @@ def test_of_two_vouchers_one_pays_and_one_is_returned(market: Market) -> None:
     end(market, worker)
 
 
+@on_embedded
 def test_vouchers_that_nobody_can_use_are_returned(market: Market) -> None:
     worker = begin(market, ("A-1", "bob"))
     market.vouch("p-9", "v-9")
