@@ -59,10 +59,10 @@ def update(
     """Tell the user how it ended."""
 
     def set_state(db: sqlite3.Connection) -> Update:
-        # The news may come in any order, and twice: what has ended stays so, but that a payment may be refunded.
+        # The news may come in any order, and twice: the first is believed, and after it only a refund.
         changed = db.execute(
             """UPDATE payment_orders SET state = :state, reason = :reason WHERE payment_id = :payment_id
-            AND (state = 'ordered' OR state = 'paid' AND :state = 'refunded')""",
+            AND (state = 'ordered' OR state != 'refunded' AND :state = 'refunded')""",
             {"state": state, "reason": reason, "payment_id": payment_id},
         )
         return Update(payment_id, updated=changed.rowcount == 1)
