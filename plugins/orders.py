@@ -21,7 +21,8 @@ SERVICE = Database(
         order_id TEXT NOT NULL UNIQUE,
         customer TEXT NOT NULL,
         email TEXT NOT NULL,
-        status TEXT NOT NULL CHECK (status IN ('placed', 'confirmed', 'rejected')),
+        total INTEGER NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('placed', 'billed', 'confirmed', 'rejected')),
         reason TEXT)""",
 )
 
@@ -31,7 +32,8 @@ class Order(msgspec.Struct, frozen=True):
     number: int
     customer: str
     email: str
-    status: Literal["placed", "confirmed", "rejected"]
+    total: int
+    status: Literal["placed", "billed", "confirmed", "rejected"]
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -41,36 +43,37 @@ class Rejection(msgspec.Struct, frozen=True):
 
 
 @handler("order.create")
-def create(ctx: Context, *, order_id: str, customer: str, email: str) -> Order:
-    """Give the order the next number. Fails with `duplicate_order`; a rejected one may be asked for again."""
+def create(ctx: Context, *, order_id: str, customer: str, email: str, total: int) -> Order:
+    """Give the order the next number; `total` is in cents.
+
+    Fails with `duplicate_order`; a rejected one may be asked for again.
+    """
 
     def give_number(db: sqlite3.Connection) -> Order:
         known = find(db, order_id)
         if known is not None and known.status != "rejected":
             raise TerminalError("duplicate_order", f"order {order_id} has been {known.status} already")
         db.execute(
-            """INSERT INTO orders (order_id, customer, email, status) VALUES (?, ?, ?, 'placed')
-            ON CONFLICT (order_id) DO UPDATE SET
-                customer = excluded.customer, email = excluded.email, status = 'placed', reason = NULL""",
-            (order_id, customer, email),
+            """INSERT INTO orders (order_id, customer, email, total, status) VALUES (?, ?, ?, ?, 'placed')
+            ON CONFLICT (order_id) DO UPDATE SET customer = excluded.customer, email = excluded.email,
+                total = excluded.total, status = 'placed', reason = NULL""",
+            (order_id, customer, email, total),
         )
         return get(db, order_id)
 
     return SERVICE.once(ctx, "order.create", Order, give_number)
 
 
+@handler("order.bill")
+def bill(ctx: Context, *, order_id: str) -> Order:
+    """Let a placed order be paid from now on. Fails with `unknown_order` or `order_not_placed`."""
+    return SERVICE.once(ctx, "order.bill", Order, lambda db: move(db, order_id, "placed", "billed"))
+
+
 @handler("order.confirm")
 def confirm(ctx: Context, *, order_id: str) -> Order:
-    """Confirm a placed order. Fails with `unknown_order`, or `order_not_placed` if it isn't in that state."""
-
-    def set_confirmed(db: sqlite3.Connection) -> Order:
-        order = get(db, order_id)
-        if order.status != "placed":
-            raise TerminalError("order_not_placed", f"order {order_id} is {order.status}", status=order.status)
-        db.execute("UPDATE orders SET status = 'confirmed' WHERE order_id = ?", (order_id,))
-        return get(db, order_id)
-
-    return SERVICE.once(ctx, "order.confirm", Order, set_confirmed)
+    """Confirm a billed order. Fails with `unknown_order` or `order_not_billed`."""
+    return SERVICE.once(ctx, "order.confirm", Order, lambda db: move(db, order_id, "billed", "confirmed"))
 
 
 @handler("order.reject")
@@ -96,7 +99,7 @@ def status(ctx: Context, *, order_id: str) -> Order:
 
 def find(db: sqlite3.Connection, order_id: str) -> Order | None:
     row = db.execute(
-        "SELECT order_id, number, customer, email, status FROM orders WHERE order_id = ?", (order_id,)
+        "SELECT order_id, number, customer, email, total, status FROM orders WHERE order_id = ?", (order_id,)
     ).fetchone()
     return None if row is None else Order(*row)
 
@@ -106,3 +109,12 @@ def get(db: sqlite3.Connection, order_id: str) -> Order:
     if order is None:
         raise TerminalError("unknown_order", f"there is no order {order_id}", order_id=order_id)
     return order
+
+
+def move(db: sqlite3.Connection, order_id: str, before: str, after: str) -> Order:
+    """Put an order that is in the state `before` into the next one."""
+    order = get(db, order_id)
+    if order.status != before:
+        raise TerminalError(f"order_not_{before}", f"order {order_id} is {order.status}", status=order.status)
+    db.execute("UPDATE orders SET status = ? WHERE order_id = ?", (after, order_id))
+    return get(db, order_id)

@@ -1,4 +1,4 @@
-"""The order system in a folder of a test's own, and the `flowrun` command run on it as a user would."""
+"""The shop, this repository's own project, in a folder of a test's own, and `flowrun` run on it as a user would."""
 
 from __future__ import annotations
 

@@ -53,6 +53,35 @@ class World:
         return act
 
 
+class Payments(World):
+    """The payments of `vouchers`: their states, and the vouchers that paid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: dict[str, str] = {}
+        self.vouchers: dict[str, str] = {}
+
+    def handlers(self) -> Iterable[Callable[..., Awaitable[Any]]]:
+        @handler("payments.open")
+        async def open_payment(ctx: Context, *, payment_id: str) -> None:
+            self.states[payment_id] = "open"
+
+        @handler("payments.close")
+        async def close(ctx: Context, *, payment_id: str) -> None:
+            self.states[payment_id] = "void"
+
+        @handler("payments.settle")
+        async def settle(ctx: Context, *, payment_id: str, voucher_id: str) -> None:
+            self.states[payment_id] = "charged"
+            self.vouchers[payment_id] = voucher_id
+
+        @handler("payments.look", effect=False)
+        async def look(ctx: Context, *, payment_id: str) -> dict[str, str | None]:
+            return {"state": self.states.get(payment_id, "unknown"), "voucher_id": self.vouchers.get(payment_id)}
+
+        return [open_payment, close, settle, look]
+
+
 @asynccontextmanager
 async def pattern(flow: str, world: World | None = None) -> AsyncIterator[FlowKit]:
     TRIED.add(flow)
@@ -93,6 +122,43 @@ async def test_a_charge_that_nobody_answers_is_asked_twice_under_one_id_and_refu
         await kit.answer(first.id, {"charge_id": "late"})
         assert done.state is (await kit.look(run)).state is RunState.COMPENSATED
         assert done.emitted == (("order.rejected", {"order_id": "A", "reason": "timeout"}),)
+
+
+CHARGE = {"payment_id": "p-1", "amount": 7}
+
+
+async def vouch(kit: FlowKit, voucher_id: str) -> str:
+    """Let a voucher for CHARGE come, to the run that may wait for it and to `return_late_voucher`; the latter's run."""
+    voucher = {"payment_id": "p-1", "voucher_id": voucher_id}
+    await kit.arrive("voucher.issued", voucher, ident=voucher_id)
+    run = await kit.send("voucher.issued", voucher, handler="vouchers.return_late_voucher", ident=voucher_id)
+    assert run is not None
+    return run.stored.started.run_id
+
+
+async def test_of_two_vouchers_the_first_pays_and_the_second_is_returned() -> None:
+    payments = Payments()
+    async with pattern("vouchers", payments) as kit:
+        charge = await kit.call("payment.charge", CHARGE)
+        assert charge is not None
+        assert told(charge) == ["voucher.requested"]
+        first, second = await vouch(kit, "v-1"), await vouch(kit, "v-2")
+        assert told(await kit.finish(charge.stored.started.run_id)) == ["voucher.requested", "payment.completed"]
+        await kit.arrive("payment.completed", {"payment_id": "p-1"})
+        assert told(await kit.finish(first)) == []
+        assert (await kit.finish(second)).emitted == (("voucher.returned", {"payment_id": "p-1", "voucher_id": "v-2"}),)
+    assert payments.vouchers == {"p-1": "v-1"}
+
+
+async def test_without_a_voucher_in_time_the_payment_is_closed_and_a_late_one_returned() -> None:
+    payments = Payments()
+    async with pattern("vouchers", payments) as kit:
+        charge = await kit.call("payment.charge", CHARGE)
+        assert charge is not None
+        done = await kit.finish(charge.stored.started.run_id)
+        assert done.emitted[-1] == ("payment.failed", {"payment_id": "p-1", "reason": "timeout"})
+        assert payments.states == {"p-1": "void"}
+        assert told(await kit.finish(await vouch(kit, "v-1"))) == ["voucher.returned"]
 
 
 async def test_the_manager_decides_in_time() -> None:

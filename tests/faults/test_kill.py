@@ -100,7 +100,8 @@ def assert_everything_adds_up(shop: Shop, quantities: dict[str, int]) -> None:
     assert unfinished(shop) == 0
     states = dict(shop.query("shop", "SELECT state, count(*) FROM runs GROUP BY state"))
     rejected = sum(1 for quantity in quantities.values() if not quantity)
-    assert states == {"completed": 4 * (len(quantities) - rejected) + 3 * rejected, "compensated": rejected}
+    paid = len(quantities) - rejected
+    assert states == {"completed": 5 * paid + 3 * rejected, "compensated": rejected, "failed": rejected}
     assert shop.query("shop", "SELECT count(*) FROM outbox") == [(0,)]
     assert shop.query("shop", "SELECT count(*) FROM dead_letters") == [(0,)]
     for service in ("orders", "inventory", "payment", "mail"):

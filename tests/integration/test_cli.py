@@ -103,23 +103,25 @@ def test_runs_show_reads_like_a_timeline(shop: Shop) -> None:
     carol = ORDER | {"customer": "carol"}
     shop.run("emit", "order.requested", "--data", json.dumps(carol))
     shop.run("start", "--until-idle")
-    [run] = shop.json("runs", "list", "--handler", "orders.pay")
+    [run] = shop.json("runs", "list", "--handler", "payments.charge")
 
     text = shop.run("runs", "show", run["id"][:8]).stdout
     shown = shop.json("runs", "show", run["id"])
 
     lines = [line.split("  ", 1)[1] for line in text.splitlines() if re.match(r"\d{4}-", line)]
-    assert '"total":100' in next(line for line in text.splitlines() if line.startswith("about"))
+    assert '"amount":100' in next(line for line in text.splitlines() if line.startswith("about"))
     assert f"of {shown['correlation_id']}" in next(line for line in text.splitlines() if line.startswith("cause"))
-    assert set(shown["data"]) >= {"order_id", "total"}
+    assert set(shown["data"]) >= {"order_id", "amount"}
     assert lines[0] == "begins"
-    assert lines[1].startswith("✓ open  use payment.open")
-    assert lines[2].startswith("↻ charge  attempt 1 failed, again in 100 ms  bank_unavailable")
-    assert lines[3].startswith("↻ charge  attempt 2 failed")
-    assert "attempt 3" in lines[4]
+    assert lines[1].startswith("✓ order  use order.status")
+    assert lines[2] == "- 2  fail order_not_payable  skipped"
+    assert lines[3].startswith("✓ open  use payment.open")
+    assert lines[4].startswith("↻ take  attempt 1 failed, again in 100 ms  bank_unavailable")
+    assert lines[5].startswith("↻ take  attempt 2 failed")
+    assert "attempt 3" in lines[6]
     assert lines[-1] == "completed"
-    assert [step["id"] for step in shown["steps"]] == ["open", "charge", "3"]
-    assert shown["steps"][1]["attempts"] == 3
+    assert [step["id"] for step in shown["steps"]] == ["order", "2", "open", "take", "4", "5"]
+    assert shown["steps"][3]["attempts"] == 3
     assert set(shown["steps"][0]) == {
         "id", "action", "state", "attempts", "started_at", "finished_at", "output", "error",
     }  # fmt: skip
@@ -138,7 +140,7 @@ def test_two_runners_share_a_store(shop: Shop, tmp_path: Path) -> None:
     assert stop(first)[0] == 0
     assert stop(second)[0] == 0
     shop.run("start", "--until-idle", "--quiet")
-    assert shop.query("shop", "SELECT state, count(*) FROM runs GROUP BY state") == [("completed", 240)]
+    assert shop.query("shop", "SELECT state, count(*) FROM runs GROUP BY state") == [("completed", 300)]
 
 
 def test_a_new_project_works_as_printed(tmp_path: Path) -> None:

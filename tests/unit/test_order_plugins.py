@@ -1,4 +1,4 @@
-"""The handlers of the order system: each effect happens once, whatever calls it how often."""
+"""The handlers of the order and the payment system: each effect happens once, whatever calls it how often."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib import import_module
@@ -19,11 +20,13 @@ from runner import Context, RetryableError, TerminalError
 from runner.registry import discover
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
-SERVICES = ("orders", "inventory", "payment", "reviews", "mail")
+SERVICES = ("orders", "inventory", "payment", "gateway", "reviews", "mail")
 
 
 discover(PLUGINS.parent)
-orders, inventory, payment, reviews, mail = (import_module(f"flowrun_plugins.{service}") for service in SERVICES)
+orders, inventory, payment, gateway, reviews, mail = (
+    import_module(f"flowrun_plugins.{service}") for service in SERVICES
+)
 
 
 def step(key: str, attempt: int = 1) -> Context:
@@ -61,12 +64,28 @@ def balance_of(data: Path, customer: str) -> int:
 
 
 def place(order_id: str = "A-1", key: str = "create") -> Any:
-    return orders.create(step(key), order_id=order_id, customer="alice", email="alice@example.com")
+    return orders.create(step(key), order_id=order_id, customer="alice", email="alice@example.com", total=100)
 
 
-def open_for(customer: str, amount: int) -> int:
-    opened = payment.open_payment(step(f"open {customer}"), order_id="A-1", customer=customer, amount=amount)
-    return int(opened.payment_id)
+def open_for(
+    customer: str, amount: int, payment_id: str = "p-1", method: str = "account", order_id: str = "A-1"
+) -> str:
+    payment.open_payment(
+        step(f"open {payment_id}"),
+        payment_id=payment_id,
+        order_id=order_id,
+        customer=customer,
+        amount=amount,
+        method=method,
+    )
+    return payment_id
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    """The type of the error that it ends in."""
+    with pytest.raises(TerminalError) as refused:
+        call()
+    return str(refused.value.type)
 
 
 # --- what all services share -------------------------------------------------------------------------------
@@ -162,19 +181,21 @@ def test_a_rejected_order_may_be_asked_for_again_under_its_number() -> None:
     assert (again.number, again.status) == (first.number, "placed")
 
 
-def test_a_confirmed_order_is_confirmed_for_all_to_see() -> None:
+def test_a_billed_order_is_confirmed_for_all_to_see() -> None:
     place()
+    assert orders.bill(step("bill"), order_id="A-1").status == "billed"
     confirmed = orders.confirm(step("confirm"), order_id="A-1")
     assert confirmed.status == "confirmed"
     assert orders.status(step("status"), order_id="A-1") == confirmed
 
 
-def test_a_rejected_order_cannot_be_confirmed() -> None:
+def test_a_rejected_order_can_be_neither_billed_nor_confirmed() -> None:
     place()
     assert orders.reject(step("reject"), order_id="A-1", reason="cancelled").rejected
     with pytest.raises(TerminalError) as refused:
         orders.confirm(step("confirm"), order_id="A-1")
-    assert (refused.value.type, refused.value.details) == ("order_not_placed", {"status": "rejected"})
+    assert (refused.value.type, refused.value.details) == ("order_not_billed", {"status": "rejected"})
+    assert refusal(lambda: orders.bill(step("bill"), order_id="A-1")) == "order_not_placed"
 
 
 def test_the_status_of_an_unknown_order_is_an_error() -> None:
@@ -226,30 +247,28 @@ def test_a_charge_takes_the_money_once_and_a_refund_gives_it_back_once(data: Pat
     payment_id = open_for("alice", 5997)
 
     for attempt in (1, 2):
-        assert payment.charge(step("charge", attempt), payment_id=payment_id).state == "charged"
+        assert payment.take(step("take", attempt), payment_id=payment_id).state == "charged"
     assert balance_of(data, "alice") == 1_000_000_00 - 5997
 
-    assert payment.refund(step("refund"), payment_id=payment_id).undone
-    assert not payment.refund(step("another refund"), payment_id=payment_id).undone
+    assert payment.give_back(step("refund"), payment_id=payment_id).payment.state == "refunded"
+    assert payment.give_back(step("another refund"), payment_id=payment_id).payment is None
     assert balance_of(data, "alice") == 1_000_000_00
 
 
 def test_a_charge_above_the_balance_is_refused(data: Path) -> None:
     payment_id = open_for("bob", 501)
-    with pytest.raises(TerminalError) as refused:
-        payment.charge(step("charge"), payment_id=payment_id)
-    assert refused.value.type == "insufficient_funds"
+    assert refusal(lambda: payment.take(step("take"), payment_id=payment_id)) == "insufficient_funds"
     assert balance_of(data, "bob") == 500
 
 
 def test_a_flaky_bank_answers_at_the_third_try_of_each_payment(data: Path) -> None:
     for n in (1, 2):
-        payment_id = payment.open_payment(step(f"open {n}"), order_id=f"A-{n}", customer="carol", amount=100).payment_id
+        payment_id = open_for("carol", 100, payment_id=f"p-{n}", order_id=f"A-{n}")
         for attempt in (1, 2):
             with pytest.raises(RetryableError) as refused:
-                payment.charge(step(f"charge {n}", attempt), payment_id=payment_id)
+                payment.take(step(f"take {n}", attempt), payment_id=payment_id)
             assert refused.value.type == "bank_unavailable"
-        assert payment.charge(step(f"charge {n}", 3), payment_id=payment_id).failed_tries == 2
+        assert payment.take(step(f"take {n}", 3), payment_id=payment_id).failed_tries == 2
 
     assert balance_of(data, "carol") == 1_000_000_00 - 200
 
@@ -257,15 +276,80 @@ def test_a_flaky_bank_answers_at_the_third_try_of_each_payment(data: Path) -> No
 def test_a_void_payment_cannot_be_charged() -> None:
     payment_id = open_for("alice", 100)
     assert payment.void(step("void"), payment_id=payment_id).undone
-    with pytest.raises(TerminalError) as refused:
-        payment.charge(step("charge"), payment_id=payment_id)
-    assert refused.value.type == "payment_not_open"
+    assert refusal(lambda: payment.take(step("take"), payment_id=payment_id)) == "payment_not_open"
 
 
-def test_a_customer_without_an_account_cannot_pay() -> None:
-    with pytest.raises(TerminalError) as refused:
-        open_for("mallory", 100)
-    assert refused.value.type == "unknown_account"
+def test_a_payment_that_is_refunded_before_it_is_charged_never_will_be(data: Path) -> None:
+    payment_id = open_for("alice", 100)
+    assert payment.give_back(step("refund"), payment_id=payment_id).payment is None
+    assert refusal(lambda: payment.take(step("take"), payment_id=payment_id)) == "payment_not_open"
+    assert balance_of(data, "alice") == 1_000_000_00
+
+
+def test_a_customer_without_an_account_cannot_pay_from_it() -> None:
+    assert refusal(lambda: open_for("mallory", 100)) == "unknown_account"
+    assert open_for("mallory", 100, method="voucher") == "p-1"
+
+
+def test_an_order_is_paid_once_and_a_payment_is_tried_once() -> None:
+    open_for("alice", 100, payment_id="p-1")
+    assert refusal(lambda: open_for("alice", 100, payment_id="p-2")) == "order_not_payable"
+    payment.void(step("void"), payment_id="p-1")
+    open_for("alice", 100, payment_id="p-3")
+    again = {"payment_id": "p-1", "order_id": "A-9", "customer": "alice", "amount": 100, "method": "account"}
+    assert refusal(lambda: payment.open_payment(step("again"), **again)) == "payment_not_open"
+
+
+def test_a_voucher_pays_once_and_only_what_it_is_worth(data: Path) -> None:
+    open_for("bob", 900, payment_id="p-1", method="voucher", order_id="A-1")
+    open_for("bob", 900, payment_id="p-2", method="voucher", order_id="A-2")
+
+    def settle(payment_id: str, amount: int = 900) -> Any:
+        return payment.settle(step(f"settle {payment_id}"), payment_id=payment_id, voucher_id="v-1", amount=amount)
+
+    assert refusal(lambda: settle("p-1", 899)) == "voucher_mismatch"
+    assert (settle("p-1").state, settle("p-1").voucher_id) == ("charged", "v-1")
+    assert refusal(lambda: settle("p-2")) == "voucher_used"
+    assert balance_of(data, "bob") == 500, "no money of his"
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_payment_whose_settling_is_undone_is_void_and_knows_its_voucher(settled: bool) -> None:
+    open_for("bob", 900, method="voucher")
+    if settled:
+        payment.settle(step("settle"), payment_id="p-1", voucher_id="v-1", amount=900)
+    assert payment.unsettle(step("unsettle"), payment_id="p-1", voucher_id="v-1").undone
+    standing = payment.status(step("status"), payment_id="p-1")
+    assert (standing.state, standing.voucher_id) == ("void", "v-1")
+
+
+# --- gateway -----------------------------------------------------------------------------------------------
+
+
+def order_payment(key: str) -> Any:
+    return gateway.accept(step(key), payment_id="p-1", order_id="A-1", customer="alice", amount=100, method="account")
+
+
+def test_a_payment_is_ordered_once() -> None:
+    assert order_payment("accept").state == "ordered"
+    assert refusal(lambda: order_payment("a double click")) == "duplicate_payment"
+
+
+@pytest.mark.parametrize(
+    ("news", "end"),
+    [
+        (["paid", "failed"], "paid"),
+        (["failed", "paid"], "failed"),
+        (["paid", "refunded", "failed"], "refunded"),
+        (["failed", "refunded", "paid"], "refunded"),
+        (["refunded", "paid", "failed"], "refunded"),
+    ],
+)
+def test_the_news_of_a_payment_may_come_in_any_order(data: Path, news: list[str], end: str) -> None:
+    order_payment("accept")
+    for state in news:
+        gateway.update(step(state), payment_id="p-1", state=state)
+    assert rows(data, "gateway", "SELECT state FROM payment_orders") == [(end,)]
 
 
 # --- undoing what is not there -----------------------------------------------------------------------------
@@ -274,9 +358,12 @@ def test_a_customer_without_an_account_cannot_pay() -> None:
 def test_undoing_what_was_never_done_succeeds() -> None:
     assert not orders.reject(step("1"), order_id="A-1", reason="cancelled").rejected
     assert not inventory.release(step("2"), reservation_id=1).released
-    assert not payment.void(step("3"), payment_id=1).undone
-    assert not payment.refund(step("4"), payment_id=1).undone
-    assert not reviews.withdraw(step("5"), review_id=1).withdrawn
+    assert not payment.void(step("3"), payment_id="p-1").undone
+    assert not payment.unsettle(step("4"), payment_id="p-1", voucher_id="v-1").undone
+    assert payment.give_back(step("5"), payment_id="p-1").payment is None
+    assert payment.status(step("6"), payment_id="p-1").state == "unknown"
+    assert not gateway.update(step("7"), payment_id="p-1", state="failed").updated
+    assert not reviews.withdraw(step("8"), review_id=1).withdrawn
 
 
 # --- reviews and mail --------------------------------------------------------------------------------------
