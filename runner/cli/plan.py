@@ -120,14 +120,12 @@ def _steps(steps: tuple[Step, ...], indent: str) -> Iterator[str]:
 
 def _target(step: Step) -> str:
     match step:
-        case Use():
+        case Use() | Send():
             tries = step.retry.max_attempts
             return (
-                f"{step.handler}  (attempts {'unlimited' if tries is None else tries}, "
+                f"{step.target}  (attempts {'unlimited' if tries is None else tries}, "
                 f"timeout {format_duration(step.timeout_s)})"
             )
-        case Send():
-            return f"{step.command}  (timeout {format_duration(step.timeout_s)})"
         case Emit():
             return step.event
         case Fail():

@@ -28,6 +28,15 @@ handlers:
       - {id: nap, wait: 30s}
       - {id: dawn, wait: {until: event.at}}
       - {id: pay, command: pay, compensate: {command: refund, if: attempted}}
+      - id: both
+        parallel:
+          wait: any
+          branches:
+            left: [{id: l, wait: 1s}]
+            right:
+              - id: r
+                foreach: {in: event.lines, as: line, concurrency: 2, until: line.enough, do: [{stop: true}]}
+        timeout: 1m
       - {id: money, wait_for: {event: [paid, placed], match: {order.id: "{{ event.id }}"}, timeout: 10m}}
       - {id: late, wait_for: {event: paid, until: event.at}}
       - {id: ship, use: log, with: {message: ship}, pivot: true}
@@ -39,8 +48,14 @@ PROGRAM = """\
   cancelled by withdrawn of the same order.id
   nap  wait 30 s
   dawn  wait until event.at
-  pay  command pay  (timeout 10 s)
-    undo (also if its result is unknown): command refund  (timeout 30 s)
+  pay  command pay  (attempts 1, timeout 10 s)
+    undo (also if its result is unknown): command refund  (attempts 10, timeout 30 s)
+  both  parallel wait for any  (timeout 1m 00s)
+    left
+        l  wait 1 s
+    right
+        r  foreach line in event.lines  until line.enough  (2 at once)
+            r.do.1  stop
   money  wait_for paid, placed of the same order.id  (timeout 10m 00s)
   late  wait_for paid  until event.at
   ship  use log  (attempts 3, timeout 5m 00s)  pivot
@@ -69,3 +84,7 @@ def test_as_json_it_says_the_same(tmp_path: Path) -> None:
     assert [undo["if"] for undo in steps["pay"]["compensate"]] == ["attempted"]
     assert (steps["money"]["events"], steps["money"]["timeout_s"]) == (["paid", "placed"], 600)
     assert [name for name, step in steps.items() if step.get("pivot")] == ["ship"]
+    [left], [right] = steps["both"]["branches"].values()
+    assert (steps["both"]["wait"], steps["both"]["timeout_s"], left["action"]) == ("any", 60, "wait")
+    assert (right["in"], right["as"], right["concurrency"], right["until"]) == ("event.lines", "line", 2, "line.enough")
+    assert [step["action"] for step in right["do"]] == ["stop"]
