@@ -6,15 +6,17 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runner.diagnostics import Diagnostic, Severity
 from runner.errors import SettingsError
 from runner.lang import schema
 from runner.lang.load import Sources, load
 from runner.source import Document, plain
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
 
 FILE = "flowrun.yaml"
 _VARIABLES = ("FLOWRUN_BROKER", "FLOWRUN_STORE")
@@ -97,6 +99,8 @@ def project_name(root: Path) -> str:
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
+    from ipaddress import ip_network
+
     try:
         return ip_network(text.strip(), strict=False)
     except ValueError:
