@@ -79,7 +79,7 @@ class Served:
         self.came.append(delivery)
         self._news.set()
 
-    async def take_events(self, handler: str) -> None:
+    async def take(self, handler: str) -> None:
         """Consume the queue of a handler."""
 
         def deliver(delivery: Delivery) -> None:

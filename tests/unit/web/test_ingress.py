@@ -72,7 +72,7 @@ async def web() -> AsyncIterator[Served]:
 
 @pytest.fixture
 async def listening(web: Served) -> Served:
-    await web.take_events("flow.take")
+    await web.take("flow.take")
     return web
 
 
@@ -561,6 +561,6 @@ async def test_health_says_which_part_is_missing(web: Served, monkeypatch: pytes
 
 async def test_a_proxy_that_is_trusted_says_who_the_client_is() -> None:
     async with served(FLOW, env={"REGION": "eu"}, trusted=["203.0.113.0/24"]) as web:
-        await web.take_events("flow.take")
+        await web.take("flow.take")
         await web.post("/see/it", {}, headers={"X-Forwarded-For": "6.6.6.6, 198.51.100.1"})
         assert (await data(web))[0]["got"]["client_ip"] == "198.51.100.1"
