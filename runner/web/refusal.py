@@ -81,5 +81,5 @@ async def of_routing(request: Request, error: Exception) -> Response:
     """For a path or a method that no endpoint has."""
     assert isinstance(error, HTTPException)
     kind = _OF_ROUTING.get(error.status_code, "bad_request")
-    message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    message = f"{request.method} {request.scope['path']}: {error.detail.lower()}"
     return Refusal(error.status_code, kind, message, headers=error.headers).response()

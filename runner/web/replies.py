@@ -117,7 +117,7 @@ class Replies:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await self._opened.wait()
         except TimeoutError:
-            raise Refusal.unavailable("the broker is away") from None
+            raise Refusal.unavailable("there is no queue for the reply: the broker is away") from None
         assert self._present is not None
         return self._present
 

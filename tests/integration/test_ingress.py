@@ -152,6 +152,8 @@ def test_what_is_no_request_at_all_harms_nobody(web: Web) -> None:
     for said in (
         b"\x16\x03\x01\x02\x00\x01\x00",
         b"nonsense\r\n\r\n",
+        b"POST /nowhere HTTP/1.1\r\nHost: [\r\nContent-Length: 0\r\n\r\n",
+        b"POST /orders HTTP/1.1\r\nHost: [\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 0\r\n\r\n",
         b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
         b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n{}",
         b"POST /orders HTTP/1.1\r\nHost: x\r\nX: " + big + b"\r\n\r\n",
