@@ -93,12 +93,16 @@ class Served:
 
         def deliver(delivery: Delivery) -> None:
             self._take(delivery)
-            self._answering = asyncio.create_task(self._answer(delivery, answer(decode_json(delivery.body))))
+            self._answering = asyncio.create_task(self._settle_and_answer(delivery, answer(decode_json(delivery.body))))
 
         await self.transport.consume(f"test.{handler}", 100, deliver)
 
-    async def _answer(self, delivery: Delivery, said: tuple[Any, bool] | None) -> None:
+    async def _settle_and_answer(self, delivery: Delivery, said: tuple[Any, bool] | None) -> None:
         await self.transport.settle([delivery])
+        await self.answer(delivery, said)
+
+    async def answer(self, delivery: Delivery, said: tuple[Any, bool] | None) -> None:
+        """Reply to a command that has come: its result, or its error and True."""
         properties = delivery.properties
         if said is not None:
             reply = reply_message(

@@ -162,7 +162,10 @@ class Ingress:
         except (PayloadError, ValueError, RecursionError) as error:
             raise _misfit(declared.name, declared.check, data, error) from None
         answer = await self._replies.ask(
-            ident, lambda queue: commands.build(declared, data, emitter, ident, now, deadline, queue), timeout_s
+            declared.name,
+            ident,
+            lambda queue: commands.build(declared, data, emitter, ident, now, deadline, queue),
+            timeout_s,
         )
         if answer.error is not None:
             raise Refusal.of_command(answer.error)

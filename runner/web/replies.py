@@ -30,6 +30,19 @@ class _Queue:
     lost: asyncio.Future[None]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asking:
+    """A request that waits for the reply to its command."""
+
+    command: str
+    reply: asyncio.Future[Answer]
+
+    def is_meant(self, delivery: Delivery) -> bool:
+        """Two commands may have one id; a reply says in its type whose it is. One that does not is taken at its id."""
+        kind = delivery.properties.type or ""
+        return kind == f"{self.command}.reply" or not kind.endswith(".reply")
+
+
 class Replies:
     """Sends commands and waits for their replies. Safe from many tasks, while `run` is running."""
 
@@ -39,18 +52,18 @@ class Replies:
         self._project = project
         self._present: _Queue | None = None
         self._opened = asyncio.Event()
-        self._waiting: dict[str, list[asyncio.Future[Answer]]] = {}
+        self._waiting: dict[str, list[_Asking]] = {}
         self._said = ""
 
-    async def ask(self, ident: str, build: Callable[[str], Outgoing], timeout_s: float) -> Answer:
-        """The reply to the command `ident`, which `build` makes, given the queue for its reply.
+    async def ask(self, command: str, ident: str, build: Callable[[str], Outgoing], timeout_s: float) -> Answer:
+        """The reply to the command with the id `ident`, which `build` makes, given the queue for its reply.
 
         When that queue is lost, the command goes out once more with the next one: it is executed once, and answered
         alike. Raises Refusal if the broker is away.
         """
-        waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        asking = _Asking(command, asyncio.get_running_loop().create_future())
         ends: tuple[asyncio.Future[Any], ...]
-        self._waiting.setdefault(ident, []).append(waiting)
+        self._waiting.setdefault(ident, []).append(asking)
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
@@ -58,24 +71,26 @@ class Replies:
                     reason = await self._sender.send(build(queue.name))
                     if reason is not None:
                         return _nobody(ident, reason)
-                    ends = (waiting, queue.lost)
+                    ends = (asking.reply, queue.lost)
                     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                    if waiting.done():
-                        return waiting.result()
+                    if asking.reply.done():
+                        return asking.reply.result()
         except TimeoutError:
             late = Error(type="timeout", message=f"no reply within {timeout_s:g} s", retryable=True)
             return Answer(command_id=ident, error=late)
         finally:
-            waiting.cancel()
-            self._waiting[ident].remove(waiting)
+            asking.reply.cancel()
+            self._waiting[ident].remove(asking)
             if not self._waiting[ident]:
                 del self._waiting[ident]
 
     def give_up(self) -> None:
         """Whoever waits for a reply is told that it will not come here."""
-        for waiting in [future for futures in self._waiting.values() for future in futures]:
-            if not waiting.done():
-                waiting.set_exception(Refusal.unavailable("this process stops; send it again with its Idempotency-Key"))
+        for asking in [each for waiting in self._waiting.values() for each in waiting]:
+            if not asking.reply.done():
+                asking.reply.set_exception(
+                    Refusal.unavailable("this process stops; send it again with its Idempotency-Key")
+                )
 
     async def run(self) -> None:
         """Hold a queue, for ever."""
@@ -122,8 +137,9 @@ class Replies:
         return self._present
 
     def _came(self, delivery: Delivery) -> None:
-        waiting = self._waiting.get(delivery.properties.correlation_id or "")
-        if waiting is None:
+        waiting = self._waiting.get(delivery.properties.correlation_id or "", ())
+        meant = [asking.reply for asking in waiting if asking.is_meant(delivery)]
+        if not meant:
             return  # a probe, or a reply that nobody waits for any more
         try:
             answer = read_answer(delivery)
@@ -133,9 +149,9 @@ class Replies:
             answer = Answer(command_id=ident, error=error)
         if says_too_late(answer):
             return  # our own clock says when, and the command may have gone out again since
-        for future in waiting:
-            if not future.done():
-                future.set_result(answer)
+        for reply in meant:
+            if not reply.done():
+                reply.set_result(answer)
 
 
 def _nobody(ident: str, reason: str) -> Answer:

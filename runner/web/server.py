@@ -47,6 +47,7 @@ class HttpServer:
             log_config=None,
             log_level="error",
             access_log=False,
+            http="h11",
             lifespan="off",
             ws="none",
             server_header=False,

@@ -14,6 +14,7 @@ import pytest
 from served import Served, served
 
 from runner.errors import StoreError, TransportError
+from runner.message import Outgoing, Properties
 from runner.web import replies as replies_module
 from runner.web import sending
 
@@ -34,6 +35,7 @@ commands:
     handler: refund
     timeout: 30s
     schema: {type: object, required: [order], properties: {order: {type: string}}}
+  review: {handler: review}
   nobodys: {external: true}
 ingress:
   place: {http: POST /orders, emit: order.placed}
@@ -52,12 +54,14 @@ ingress:
     rate_limit: {limit: 2, period: 10s, burst: 3, key: "{{ request.headers['x-tenant'] }}"}
   refund: {http: "POST /orders/{id}/refund", command: refund, with: {order: "{{ request.path.id }}"}}
   refund_body: {http: POST /refund, command: refund, timeout: 50ms}
+  review: {http: POST /review, command: review}
   nobodys: {http: POST /nobodys, command: nobodys}
 routes:
   - {on: [order.placed, seen], to: take}
 handlers:
   take: {steps: [{set: {a: 1}}]}
   refund: {steps: [{set: {a: 1}}], reply: {}}
+  review: {steps: [{set: {a: 1}}], reply: {}}
 """
 SECRETS = {"TOKEN": "t0ken", "OLD_TOKEN": "früher", "HOOK": "whsec_" + base64.b64encode(b"k" * 24).decode()}
 SECRETS["OLD_HOOK"] = "whsec_" + base64.b64encode(b"o" * 24).decode()
@@ -451,6 +455,29 @@ async def test_two_that_send_the_same_command_at_once_both_get_the_reply(web: Se
     await web.serve_command("flow.refund", lambda request: (request["order"], False))
     again = [web.client.post("/orders/1/refund", headers={"Idempotency-Key": "k"}) for _ in range(3)]
     assert {(r.status_code, r.text) for r in await asyncio.gather(*again)} == {(200, '"1"')}
+
+
+async def test_two_commands_with_one_key_get_each_its_own_reply(web: Served) -> None:
+    await web.serve_command("flow.refund", lambda _: None)
+    await web.serve_command("flow.review", lambda _: ("reviewed", False))
+    key = {"Idempotency-Key": "k"}
+    refunding = asyncio.create_task(web.post("/orders/1/refund", headers=key))
+    await web.messages(1)
+    assert (await web.post("/review", {}, headers=key)).json() == "reviewed"
+    assert not refunding.done()
+    await web.answer(web.came[0], ("refunded", False))
+    assert (await refunding).json() == "refunded"
+
+
+async def test_a_reply_that_does_not_say_whose_it_is_is_taken_at_its_id(web: Served) -> None:
+    await web.serve_command("flow.refund", lambda _: None)
+    refunding = asyncio.create_task(web.post("/orders/1/refund"))
+    [command] = await web.messages(1)
+    properties = Properties(correlation_id=command.properties.correlation_id)
+    queue = str(command.properties.reply_to)
+    for body in (b"{", b'"late"'):
+        await web.transport.publish([Outgoing(exchange="", routing_key=queue, body=body, properties=properties)])
+    assert fault(await refunding, 500)["type"] == "internal"
 
 
 async def test_a_command_that_nobody_answers_has_timed_out(web: Served) -> None:
