@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runner.errors import SettingsError
-from runner.plan import Program
+from runner.plan import Endpoint, Program
 
 
 def read_env(names: tuple[str, ...]) -> dict[str, str]:
@@ -30,8 +30,8 @@ def read_secrets(names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def check_environment(programs: Iterable[Program]) -> None:
-    """Raise SettingsError that lists every variable and secret the programs need and that is not there."""
+def check_environment(programs: Iterable[Program | Endpoint]) -> None:
+    """Raise SettingsError that lists every variable and secret that these need and that is not there."""
     missing: dict[str, str] = {}
     for program in programs:
         have = {**read_env(program.env), **read_secrets(program.secrets)}
@@ -47,8 +47,8 @@ def check_environment(programs: Iterable[Program]) -> None:
         raise SettingsError(f"not set: {', '.join(missing.values())}", hint="the flows say so under uses:")
 
 
-def masker(programs: Iterable[Program]) -> Callable[[str], str]:
-    """A function that replaces the programs' secrets, as they are now, in a text."""
+def masker(programs: Iterable[Program | Endpoint]) -> Callable[[str], str]:
+    """A function that replaces their secrets, as they are now, in a text."""
     names = tuple({name for program in programs for name in program.secrets})
 
     def mask(text: str) -> str:

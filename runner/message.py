@@ -119,7 +119,7 @@ def read_message(delivery: Delivery, event_type: str, received_at: datetime, *, 
     if (why := properties.headers.get(UNREADABLE)) is not None:
         raise EnvelopeError("bad_envelope", f"its AMQP properties cannot be read: {why}")
     if _is_structured(properties):
-        attributes, data = _structured(delivery.body)
+        attributes, data = structured_event(delivery.body)
     else:
         attributes, data = _attributes(properties.headers), delivery.body
     own_id, source = _identity(attributes, properties)
@@ -244,7 +244,7 @@ def _readable_attributes(delivery: Delivery) -> dict[str, str]:
     """The attributes of a delivery that may be broken: those of its headers then."""
     if _is_structured(delivery.properties) and len(delivery.body) <= MAX_BODY_BYTES:
         try:
-            return _structured(delivery.body)[0]
+            return structured_event(delivery.body)[0]
         except EnvelopeError:
             pass
     return _attributes(delivery.properties.headers)
@@ -271,7 +271,8 @@ def _header(value: Any) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _structured(body: bytes) -> tuple[dict[str, str], bytes]:
+def structured_event(body: bytes) -> tuple[dict[str, str], bytes]:
+    """The attributes and the data of a CloudEvent in structured mode. Raises EnvelopeError."""
     try:
         envelope = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (ValueError, RecursionError) as error:

@@ -477,6 +477,48 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """A token bucket for each value of `key`, or one for all: `limit` tokens in `period_s`, at most `burst` at once."""
+
+    limit: int
+    period_s: float
+    burst: int
+    key: Evaluate | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verify:
+    """Whose signature a request must bear; `keys` gives a text, or a list of texts of which one must fit."""
+
+    scheme: Literal["standard_webhooks", "github", "stripe"]
+    keys: Evaluate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """HTTP in front of one event or one command. `name` is `flow.endpoint`."""
+
+    name: str
+    flow: str
+    method: str
+    path: str
+    """`/orders/{order_id}`; `parameters` are the names in it, in order."""
+    parameters: tuple[str, ...] = ()
+    event: str | None = None
+    command: str | None = None
+    data: Evaluate | None = None
+    """Builds the payload from `request`; None: it is the request's body."""
+    timeout_s: float | None = None
+    """For how long the command's reply is waited; None if it has no command."""
+    rate_limit: RateLimit | None = None
+    bearer: Evaluate | None = None
+    """Gives the token that is asked for, or a list of tokens of which one is."""
+    verify: Verify | None = None
+    env: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A project, compiled. `sources` are the files it came from, by name: `sha256` of them is a plan's hash."""
 
@@ -490,6 +532,7 @@ class Plan:
     replies: str | None = None
     """The queue to which replies come; None if there is no command to be sent."""
     schedules: tuple[Schedule, ...] = ()
+    ingress: tuple[Endpoint, ...] = ()
     journal: str | None = None
     """The queue into which the events come that some step waits for; None if none does."""
     sources: Mapping[str, Mapping[str, str]]

@@ -250,6 +250,20 @@ class ScheduleStore(Protocol):
         ...
 
 
+class RateLimits(Protocol):
+    """Token buckets that all processes share."""
+
+    async def take_token(
+        self, name: str, key: str, *, limit: int, period_s: float, burst: int, now: datetime
+    ) -> float | None:
+        """Take a token from the bucket `key` of the limit `name`: None if there is one, else the seconds until then.
+
+        A bucket that nobody has taken from yet is full, with `burst` tokens; `limit` come in `period_s`. Of several
+        that take at once, none gets another's.
+        """
+        ...
+
+
 class Doorbell(Protocol):
     """Tells at once what polling would find out later."""
 
@@ -305,7 +319,9 @@ class PlanStore(Protocol):
         ...
 
 
-class AnyStore(Store, StoreReader, RunControl, Mailbox, ScheduleStore, Doorbell, DeadLetterStore, PlanStore, Protocol):
+class AnyStore(
+    Store, StoreReader, RunControl, Mailbox, ScheduleStore, RateLimits, Doorbell, DeadLetterStore, PlanStore, Protocol
+):
     """All that the engine and the commands ask of a store."""
 
     async def __aenter__(self) -> AnyStore:

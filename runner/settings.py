@@ -7,13 +7,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runner.diagnostics import Diagnostic, Severity
 from runner.errors import SettingsError
 from runner.lang import schema
 from runner.lang.load import Sources, load
 from runner.source import Document, plain
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
 
 FILE = "flowrun.yaml"
 _VARIABLES = ("FLOWRUN_BROKER", "FLOWRUN_STORE")
@@ -29,6 +32,9 @@ class Settings:
     brokers: tuple[str, ...]
     store: str
     topology: Literal["declare", "verify", "external"] = "declare"
+    listen: str | None = None
+    """Where HTTP is served, `host:port`; None: nowhere."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
 def read_file(root: Path) -> tuple[Document | None, list[Diagnostic]]:
@@ -44,6 +50,7 @@ def load_settings(
     *,
     broker: str | None = None,
     store: str | None = None,
+    http: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
     """The settings of the project at `root`. Raises SettingsError, naming every variable that is missing."""
@@ -58,10 +65,13 @@ def load_settings(
     given: Any = _resolve(plain(document.root) if document is not None else {}, environ, missing) or {}
     if missing:
         raise SettingsError(f"{FILE} needs {', '.join(missing)}", hint="set the variables, or give ${NAME:-default}")
-    for name, value in (("--broker", broker), ("--store", store), *((n, environ.get(n)) for n in _VARIABLES)):
+    flags = {"--broker": broker, "--store": store, "--http": http}
+    for name, value in (*flags.items(), *((n, environ.get(n)) for n in _VARIABLES)):
         if value is not None and not value.strip():
-            raise SettingsError(f"{name} is empty", hint="leave it out, or give a URL")
+            what = "host:port" if name == "--http" else "a URL"
+            raise SettingsError(f"{name} is empty", hint=f"leave it out, or give {what}")
     project = given.get("project") or default_project(root)
+    served: dict[str, Any] = given.get("http") or {}
     brokers = broker or environ.get("FLOWRUN_BROKER") or given.get("broker") or "embedded:"
     return Settings(
         root=root,
@@ -69,6 +79,8 @@ def load_settings(
         brokers=(brokers,) if isinstance(brokers, str) else tuple(brokers),
         store=store or environ.get("FLOWRUN_STORE") or given.get("store") or f"sqlite:.flowrun/{project}.db",
         topology=given.get("topology") or "declare",
+        listen=http or served.get("listen"),
+        trusted_proxies=tuple(_network(text) for text in served.get("trusted_proxies") or ()),
     )
 
 
@@ -84,6 +96,17 @@ def project_name(root: Path) -> str:
     given = plain(document.root) if document is not None else None
     name = given.get("project") if isinstance(given, dict) else None
     return name if isinstance(name, str) and not _VARIABLE.search(name) else default_project(root)
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    from ipaddress import ip_network
+
+    try:
+        return ip_network(text.strip(), strict=False)
+    except ValueError:
+        raise SettingsError(
+            f'{FILE}: http.trusted_proxies: "{text}" is no address and no network', hint="for example 10.0.0.0/8"
+        ) from None
 
 
 def _resolve(value: Any, environ: Mapping[str, str], missing: list[str]) -> Any:

@@ -84,6 +84,8 @@ class Supervisor:
 
     main: Callable[[Post], int]
     workers: int
+    on_stop: Callable[[], None] = lambda: None
+    """Called in this process when its children are asked to stop."""
     _slots: list[_Slot] = field(default_factory=list)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _culprits: list[str] = field(default_factory=list)
@@ -292,6 +294,7 @@ class Supervisor:
     def _stop_children(self) -> None:
         if not self._stopping:
             self._stopping = True
+            self.on_stop()
             self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:

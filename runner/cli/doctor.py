@@ -108,7 +108,7 @@ def _files(settings: Settings, project: Project | None) -> Iterator[Finding]:
         return
     yield Finding("ok", "flows", f"{len(compilation.plan.programs)} handlers, {len(compilation.plan.events)} events")
     try:
-        check_environment(compilation.plan.programs.values())
+        check_environment([*compilation.plan.programs.values(), *compilation.plan.ingress])
     except SettingsError as error:
         yield Finding("error", "environment", error.message, error.hint or "", 2)
     else:

@@ -63,6 +63,10 @@ def _text(plan: Plan) -> Iterator[str]:
         yield ""
         shown = [(s.name, s.cron, s.timezone, s.event) for s in plan.schedules]
         yield from output.table(["SCHEDULE", "CRON", "TIME ZONE", "EVENT"], shown)
+    if plan.ingress:
+        yield ""
+        behind = [(e.method, e.path, f"command {e.command}" if e.event is None else e.event) for e in plan.ingress]
+        yield from output.table(["METHOD", "PATH", "BECOMES"], behind)
     for program in plan.programs.values():
         yield ""
         yield from _program(program)
@@ -112,7 +116,7 @@ def _steps(steps: tuple[Step, ...], indent: str) -> Iterator[str]:
                 yield f"{indent}  {name}"
                 yield from _steps(steps, indent + "    ")
         if isinstance(step, Foreach):
-            yield from _steps(step.steps, indent + "    ")
+            yield from _steps(step.steps, indent + "  ")
         for catch in step.catches:
             yield f"{indent}  catch {', '.join(catch.types) if catch.types is not None else 'all'}"
             yield from _steps(catch.steps, indent + "    ")
@@ -170,6 +174,10 @@ def _as_json(plan: Plan) -> dict[str, object]:
         "schedules": [
             {"name": s.name, "cron": s.cron, "timezone": s.timezone, "emit": s.event, "catch_up": s.catch_up}
             for s in plan.schedules
+        ],
+        "ingress": [
+            {"name": e.name, "method": e.method, "path": e.path, "emit": e.event, "command": e.command}
+            for e in plan.ingress
         ],
         "programs": [_program_json(program) for program in plan.programs.values()],
     }

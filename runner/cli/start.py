@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,19 +26,22 @@ from runner.engine.worker import Worker
 from runner.environment import check_environment, masker
 from runner.errors import SettingsError, StoreError, TransportError
 from runner.lang.report import printable
-from runner.plan import Program
+from runner.plan import Endpoint, Program
 from runner.records import Change
 from runner.settings import Settings, load_settings, mask_url
 from runner.supervisor import Post, Supervisor
 from runner.times import parse_duration_s
 from runner.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from runner.web.server import HttpServer
+
 IDLE_POLL_S = 0.05
 WAIT_POLL_S = 0.5
 DRAIN_TIMED_OUT = 75
 
 _log = logging.getLogger("flowrun")
-_PLAIN = ("flowrun", "flowrun.worker", "flowrun.outbox", "flowrun.watchdog")
+_PLAIN = ("flowrun", "flowrun.worker", "flowrun.outbox", "flowrun.watchdog", "flowrun.http")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,7 @@ class _Options:
     flows: tuple[str, ...]
     broker: str | None
     store: str | None
+    http: str | None
     until_idle: bool
     grace_s: float
     wait_s: float
@@ -57,6 +63,7 @@ class _Options:
 @click.argument("flows", nargs=-1)
 @options.settings
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="How many processes run.")
+@click.option("--http", metavar="HOST:PORT", help="Serve the flows' ingress there.  [default: as flowrun.yaml says]")
 @click.option("--until-idle", is_flag=True, help="End when nothing is left to do.")
 @click.option("--grace", default="25s", show_default=True, help="How long to wait for running steps when stopped.")
 @click.option("--wait", default="0s", show_default=True, help="How long to wait for broker and store to be there.")
@@ -67,6 +74,7 @@ def command(
     broker: str | None,
     store: str | None,
     workers: int,
+    http: str | None,
     until_idle: bool,
     grace: str,
     wait: str,
@@ -85,13 +93,34 @@ def command(
         flows=flows,
         broker=broker,
         store=store,
+        http=http,
         until_idle=until_idle,
         grace_s=_duration_s(grace, "--grace"),
         wait_s=_duration_s(wait, "--wait"),
         level=logging.WARNING if quiet else logging.INFO,
     )
     _set_up_logging(given.level, lambda text: text)
-    raise SystemExit(Supervisor(lambda post: guarded(lambda: _serve(given, post)), workers).run())
+    listener = _listener(given)
+    supervisor = Supervisor(
+        lambda post: guarded(lambda: _serve(given, post, listener)),
+        workers,
+        on_stop=lambda: listener.close() if listener is not None else None,
+    )
+    raise SystemExit(supervisor.run())
+
+
+def _listener(given: _Options) -> socket.socket | None:
+    """The socket that HTTP is served on, here in the parent: a port that is taken is one error, not one a worker."""
+    address = _settings(given).listen
+    if address is None:
+        return None
+    from runner.web.address import bind
+
+    return bind(address)
+
+
+def _settings(given: _Options) -> Settings:
+    return load_settings(given.root, broker=given.broker, store=given.store, http=given.http)
 
 
 def _duration_s(text: str, option: str) -> float:
@@ -104,20 +133,34 @@ def _duration_s(text: str, option: str) -> float:
 # --- in a child
 
 
-def _serve(given: _Options, post: Post) -> int:
-    settings = load_settings(given.root, broker=given.broker, store=given.store)
+@dataclass(frozen=True, slots=True)
+class _Http:
+    """What is served over HTTP, and where; without a socket, nothing is."""
+
+    endpoints: tuple[Endpoint, ...]
+    listener: socket.socket | None
+
+
+def _serve(given: _Options, post: Post, listener: socket.socket | None) -> int:
+    settings = _settings(given)
     project = compiled(given.root, settings.project)
     programs = _programs(project, given.flows)
-    check_environment(programs)
-    mask = masker(programs)
+    http = _Http(tuple(e for e in project.plan.ingress if not given.flows or e.flow in given.flows), listener)
+    guarded_by = http.endpoints if listener is not None else ()
+    check_environment([*programs, *guarded_by])
+    mask = masker([*programs, *guarded_by])
     _set_up_logging(given.level, mask, f"[worker {post.number}] " if post.of > 1 and post.number else "")
     role = Role(programs=programs, watch=_watch, mask=mask, on_suspects=lambda: post.tell("suspects"))
-    work = _run_suspects if post.kind == "suspects" else _run_worker
-    return _run(_open(settings, project, role, given, post, work))
+    if post.kind == "suspects":
+        if listener is not None:
+            listener.close()  # it is the workers'
+        return _run(_open(settings, project, role, given, post, _run_suspects))
+    return _run(_open(settings, project, role, given, post, partial(_run_worker, http)))
 
 
 def _programs(project: Project, flows: tuple[str, ...]) -> tuple[Program, ...]:
     known = {program.flow for program in project.plan.programs.values()}
+    known |= {endpoint.flow for endpoint in project.plan.ingress}
     for flow in flows:
         if flow not in known:
             raise SettingsError(f'there is no flow "{flow}"', hint=f"flows: {', '.join(sorted(known))}")
@@ -174,17 +217,25 @@ async def _connected(settings: Settings, wait_s: float, stop: asyncio.Event, sta
                 await stop.wait()
 
 
-async def _run_worker(app: App, project: Project, role: Role, given: _Options, post: Post, stop: asyncio.Event) -> int:
+async def _run_worker(
+    http: _Http, app: App, project: Project, role: Role, given: _Options, post: Post, stop: asyncio.Event
+) -> int:
     await app.prepare(project.plan.topology)
     worker = await app.worker(project, role)
     if post.is_first:
         _say_what_starts(app.settings)
     tasks = await worker.start()
+    server = await _begin_http(http, app, project, worker)
     post.tell("ready")
     if post.is_first:
         _say_ready(project, role.programs, post.of)
+        _say_http(http)
     await _until(stop, worker, given.until_idle)
-    drained = await worker.drain(given.grace_s)
+    clock = asyncio.get_running_loop().time
+    ends_at = clock() + given.grace_s
+    if server is not None:
+        await server.stop(given.grace_s / 2)  # first, because replies come only as long as this worker works
+    drained = await worker.drain(max(0.0, ends_at - clock()))
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -196,6 +247,14 @@ async def _run_worker(app: App, project: Project, role: Role, given: _Options, p
         if backlog.refused:
             _log.warning("%d messages stay in the outbox: no queue takes them; see flowrun doctor", backlog.refused)
     return 0 if drained else DRAIN_TIMED_OUT
+
+
+async def _begin_http(http: _Http, app: App, project: Project, worker: Worker) -> HttpServer | None:
+    if http.listener is None:
+        return None
+    from runner.web.server import serve
+
+    return await serve(app, project.plan, http.endpoints, worker, http.listener)
 
 
 async def _run_suspects(
@@ -255,6 +314,16 @@ def _say_ready(project: Project, programs: tuple[Program, ...], workers: int) ->
     external = [event.name for event in project.plan.events.values() if event.external]
     if external:
         _log.info("in another terminal: flowrun emit %s --data '{…}'", external[0])
+
+
+def _say_http(http: _Http) -> None:
+    many = f"{len(http.endpoints)} endpoint{'' if len(http.endpoints) == 1 else 's'}"
+    if http.listener is not None:
+        from runner.web.address import shown
+
+        _log.info("HTTP on %s: %s", shown(http.listener), many)
+    elif http.endpoints:
+        _log.info("%s not served: say where, with --http 127.0.0.1:8080 or http: in flowrun.yaml", many)
 
 
 def _say_what_was_done(worker: Worker) -> None:

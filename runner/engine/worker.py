@@ -157,6 +157,11 @@ class Worker:
                     if present is not None:
                         raise
 
+    @property
+    def is_consuming(self) -> bool:
+        """It has begun to consume, and does not drain."""
+        return bool(self._cancels) and not self._draining
+
     async def is_idle(self) -> bool:
         """Nothing is being done, and nothing waits to be done."""
         queues = [lane.program.queue for lane in self._lanes.values() if lane.program.is_served]

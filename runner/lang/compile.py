@@ -11,7 +11,16 @@ from typing import TypedDict
 from runner.diagnostics import Diagnostic
 from runner.expressions import Expression, compile_value, parse_expression
 from runner.lang import schema
-from runner.lang.declare import CancelDecl, CommandDecl, FlowDecl, HandlerDecl, ScheduleDecl, StepDecl, declare
+from runner.lang.declare import (
+    CancelDecl,
+    CommandDecl,
+    FlowDecl,
+    HandlerDecl,
+    IngressDecl,
+    ScheduleDecl,
+    StepDecl,
+    declare,
+)
 from runner.lang.load import Sources, load
 from runner.lang.payloads import Payloads
 from runner.lang.policies import duration_s, retry_policy, send_policy, undo_policy
@@ -24,6 +33,7 @@ from runner.plan import (
     Catch,
     Command,
     Emit,
+    Endpoint,
     Event,
     Exchange,
     Fail,
@@ -33,6 +43,7 @@ from runner.plan import (
     Plan,
     Program,
     Queue,
+    RateLimit,
     RetryPolicy,
     Route,
     Schedule,
@@ -45,6 +56,7 @@ from runner.plan import (
     Topology,
     Undo,
     Use,
+    Verify,
     Wait,
     WaitFor,
     branch_home,
@@ -157,6 +169,7 @@ class _Compiler:
             commands={command.name: self._command(command) for command in self.declarations.commands.values()},
             replies=f"{self.project}.replies" if self.declarations.commands else None,
             schedules=tuple(_schedule(schedule) for flow in self.declarations.flows for schedule in flow.schedules),
+            ingress=tuple(self._endpoint(flow, each) for flow in self.declarations.flows for each in flow.ingress),
             journal=f"{self.project}.journal" if self._awaited else None,
             programs=programs,
             topology=self._topology(),
@@ -269,6 +282,29 @@ class _Compiler:
             handler=handler,
             timeout_s=DEFAULT_REPLY_S if timeout is None else timeout,
             effect=plain(command.body.get("effect")) is not False,
+        )
+
+    def _endpoint(self, flow: FlowDecl, endpoint: IngressDecl) -> Endpoint:
+        body, command = endpoint.body, None
+        if endpoint.command is not None:
+            command = self._command(self.declarations.commands[str(endpoint.command.value)])
+        timeout = duration_s(body.get("timeout"))
+        auth = body.get("auth")
+        return Endpoint(
+            name=endpoint.name,
+            flow=endpoint.flow,
+            method=endpoint.method,
+            path=endpoint.path,
+            parameters=endpoint.parameters,
+            event=None if endpoint.event is None else str(endpoint.event.value),
+            command=None if command is None else command.name,
+            data=None if endpoint.inputs is None else compile_value(plain(endpoint.inputs)),
+            timeout_s=None if command is None else command.timeout_s if timeout is None else timeout,
+            rate_limit=_rate_limit(body.get("rate_limit")),
+            bearer=compile_value(plain(auth.get("bearer"))) if isinstance(auth, MappingNode) else None,
+            verify=_verify(body.get("verify")),
+            env=tuple(flow.env),
+            secrets=tuple(flow.secrets),
         )
 
     # --- programs
@@ -429,6 +465,30 @@ def _schedule(schedule: ScheduleDecl) -> Schedule:
         data=compile_value(_inputs(schedule.inputs)),
         catch_up="all" if catch_up == "all" else "none" if catch_up == "none" else "last",
     )
+
+
+def _rate_limit(node: Node | None) -> RateLimit | None:
+    if not isinstance(node, MappingNode):
+        return None
+    limit, burst, key = plain(node.get("limit")), plain(node.get("burst")), node.get("key")
+    assert isinstance(limit, int)
+    return RateLimit(
+        limit=limit,
+        period_s=duration_s(node.get("period")) or 1.0,
+        burst=burst if isinstance(burst, int) else limit,
+        key=None if key is None else compile_value(plain(key)),
+    )
+
+
+def _verify(node: Node | None) -> Verify | None:
+    given = plain(node)
+    if not isinstance(given, dict):
+        return None
+    if "github" in given:
+        return Verify(scheme="github", keys=compile_value(given["github"]))
+    if "stripe" in given:
+        return Verify(scheme="stripe", keys=compile_value(given["stripe"]))
+    return Verify(scheme="standard_webhooks", keys=compile_value(given["standard_webhooks"]))
 
 
 def _cancel_on(cancel: CancelDecl) -> CancelOn:

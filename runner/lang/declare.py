@@ -160,6 +160,44 @@ class ScheduleDecl:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IngressDecl:
+    """An endpoint as declared. `http` is `METHOD /path`."""
+
+    name: str
+    flow: str
+    node: ScalarNode
+    body: MappingNode
+    http: ScalarNode | None
+    event: ScalarNode | None
+    command: ScalarNode | None
+    inputs: Node | None
+
+    @property
+    def method(self) -> str:
+        """`POST`, as it is written."""
+        return self._http.partition(" ")[0]
+
+    @property
+    def path(self) -> str:
+        """`/orders/{order_id}`, as it is written."""
+        return self._http.partition(" ")[2].strip()
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the path's parts that stand for any text, in order."""
+        return tuple(part[1:-1] for part in self.path.split("/") if part.startswith("{") and part.endswith("}"))
+
+    @property
+    def shape(self) -> str:
+        """The path with all such parts alike: two endpoints of one method and one shape are one to a request."""
+        return "/".join("{}" if part[:1] == "{" else part for part in self.path.split("/"))
+
+    @property
+    def _http(self) -> str:
+        return _text(self.http) or ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FlowDecl:
     """A flow file as declared."""
 
@@ -172,6 +210,7 @@ class FlowDecl:
     commands: tuple[CommandDecl, ...] = ()
     routes: tuple[RouteDecl, ...] = ()
     schedules: tuple[ScheduleDecl, ...] = ()
+    ingress: tuple[IngressDecl, ...] = ()
     handlers: tuple[HandlerDecl, ...] = ()
 
 
@@ -194,6 +233,7 @@ def declare(document: Document) -> FlowDecl | None:
         commands=tuple(_commands(root.get("commands"), flow.value, document)),
         routes=tuple(_routes(root.get("routes"))),
         schedules=tuple(_schedules(root.get("schedules"), flow.value)),
+        ingress=tuple(_ingress(root.get("ingress"), flow.value)),
         handlers=tuple(_handlers(root.get("handlers"), flow.value)),
     )
 
@@ -266,6 +306,21 @@ def _schedules(node: Node | None, flow: str) -> Iterator[ScheduleDecl]:
                 cron=_scalar(body.get("cron")),
                 timezone=_scalar(body.get("timezone")),
                 event=_scalar(body.get("emit")),
+                inputs=body.get("with"),
+            )
+
+
+def _ingress(node: Node | None, flow: str) -> Iterator[IngressDecl]:
+    for name, key, body in _mapping(node):
+        if isinstance(body, MappingNode):
+            yield IngressDecl(
+                name=f"{flow}.{name}",
+                flow=flow,
+                node=key,
+                body=body,
+                http=_scalar(body.get("http")),
+                event=_scalar(body.get("emit")),
+                command=_scalar(body.get("command")),
                 inputs=body.get("with"),
             )
 

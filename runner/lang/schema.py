@@ -122,6 +122,10 @@ class _Explainer:
             case "const":
                 wanted = json.dumps(kind.expected_value)
                 return Diagnostic(code="FR105", summary=f"expected {wanted}, found {shown}", span=node.span)
+            case "maxProperties":
+                summary = f"{_called(list(error.instance_path))} takes one key only"
+                known = ", ".join(self._at(error.schema_path[:-1]).get("properties", {}))
+                return Diagnostic(code="FR107", summary=summary, span=_first_line(node), help=f"one of: {known}")
             case "minItems" | "minProperties":
                 path = list(error.instance_path)
                 return Diagnostic(code="FR107", summary=f"{_called(path)} must not be empty", span=_first_line(node))
@@ -154,6 +158,8 @@ class _Explainer:
     def _action(self, error: Any, node: Node, actions: list[str], context: Any) -> Iterator[Diagnostic]:
         """A choice by key, like a step's: exactly one of the action keys says which shape is meant."""
         if not isinstance(node, MappingNode):
+            if _is_endpoint(error):
+                return  # its type is reported by itself
             summary = f"expected a mapping with one of {', '.join(actions)}, found {_shown(node)}"
             yield Diagnostic(code="FR103", summary=summary, span=_first_line(node))
             return
@@ -167,14 +173,17 @@ class _Explainer:
             first, second = present[:2]
             summary = f'only one action may stand here: there are "{first.text}" and "{second.text}"'
             related = (Related("the first one is here", first.span),)
-            help = "make them two steps"
+            help = f"make them two {'endpoints' if _is_endpoint(error) else 'steps'}"
             yield Diagnostic(code="FR108", summary=summary, span=second.span, help=help, related=related)
 
     def _no_action(self, error: Any, node: MappingNode, actions: list[str]) -> Iterator[Diagnostic]:
         """Without an action, the unknown keys are what may have been meant as one."""
         branches = [self._resolve(branch) for branch in self._at(error.schema_path)]
-        known = {key for branch in branches for key in branch.get("properties", {})}
+        owner = self._at(error.schema_path[:-1])
+        known = {key for branch in (owner, *branches) for key in branch.get("properties", {})}
         unknown = [key for _, key, _ in node.items() if key.text not in known]
+        if _is_endpoint(error) and unknown:
+            return  # the unknown keys are reported by themselves
         for key in unknown:
             help = did_you_mean(key.text, known) or f"a step has one of: {', '.join(actions)}"
             yield Diagnostic(code="FR101", summary=f'unknown key "{key.text}"', span=key.span, help=help)
@@ -210,6 +219,11 @@ class _Explainer:
         owner = self._at(path[:-1])
         examples = owner.get("examples") if isinstance(owner, dict) else None
         return f"for example {', '.join(str(e) for e in examples[:3])}" if examples else None
+
+
+def _is_endpoint(error: Any) -> bool:
+    """Whether an endpoint of ingress was to be chosen, not a step."""
+    return bool(error.instance_path[:1] == ["ingress"])
 
 
 def _distance(errors: list[Any], path: list[str | int]) -> tuple[int, int]:

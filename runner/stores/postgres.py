@@ -49,7 +49,7 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 60.0
 """A connection into the void must not hold the writer: its answer is unknown then, and asked for."""
 MAX_GROUP = 500
-SCRIPTS = ("postgres_schema.sql", "postgres_schema_2.sql")
+SCRIPTS = ("postgres_schema.sql", "postgres_schema_2.sql", "postgres_schema_3.sql")
 
 _SQL = load_queries("runner.stores", "postgres_queries.sql")
 _log = logging.getLogger("flowrun.postgres")
@@ -362,6 +362,22 @@ class PostgresStore:
                 if outgoing is not None:
                     await connection.execute(_SQL["add_outgoing"], *_columns([rows.outgoing_values(outgoing)]))
             return True
+
+        return await self._with(take)
+
+    async def take_token(
+        self, name: str, key: str, *, limit: int, period_s: float, burst: int, now: datetime
+    ) -> float | None:
+        """See `RateLimits.take_token`."""
+        bucket = rows.Bucket(limit=limit, period_s=period_s, burst=burst, now=now)
+        which = (name, _storable(key))
+
+        async def take(connection: _Connection) -> float | None:
+            await connection.execute(_SQL["forget_full_buckets"], bucket.now_ns)
+            if await connection.fetchval(_SQL["take_token"], *which, *bucket.values) is not None:
+                return None
+            full_at: int | None = await connection.fetchval(_SQL["full_at"], *which)
+            return bucket.wait_s(bucket.now_ns if full_at is None else full_at)
 
         return await self._with(take)
 

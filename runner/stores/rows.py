@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -42,6 +44,38 @@ _arrival = msgspec.json.Decoder(Arrival).decode
 _answer = msgspec.json.Decoder(Answer).decode
 caller = msgspec.json.Decoder(Caller).decode
 intervention = msgspec.json.Decoder(Intervention).decode
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """A token bucket as one number, the moment when it is full again (the generic cell rate algorithm, ITU-T I.371).
+
+    In whole nanoseconds: sums of floats would let one too many or too few through.
+    """
+
+    limit: int
+    period_s: float
+    burst: int
+    now: datetime
+
+    @property
+    def now_ns(self) -> int:
+        """Now, since 1970."""
+        return (self.now - _EPOCH) // timedelta(microseconds=1) * 1000
+
+    @property
+    def values(self) -> tuple[int, int, int]:
+        """The time that a token takes to come, the time that all take, and now."""
+        token_ns = max(1, round(self.period_s * 1e9 / self.limit))
+        return token_ns, token_ns * self.burst, self.now_ns
+
+    def wait_s(self, full_at_ns: int) -> float:
+        """How long until there is a token, if there is none."""
+        token_ns, all_ns, now_ns = self.values
+        return max(0, full_at_ns + token_ns - all_ns - now_ns) / 1e9
 
 
 def text(value: object) -> str:

@@ -38,7 +38,7 @@ from runner.sqlite_file import SqliteFile
 from runner.stores import rows
 from runner.times import parse_time, rfc3339
 
-SCRIPTS = ("sqlite_schema.sql", "sqlite_schema_2.sql")
+SCRIPTS = ("sqlite_schema.sql", "sqlite_schema_2.sql", "sqlite_schema_3.sql")
 
 _SQL = load_queries("runner.stores", "sqlite_queries.sql")
 _log = logging.getLogger("flowrun.store")
@@ -243,6 +243,20 @@ class SqliteStore:
             if outgoing is not None:
                 connection.execute(_SQL["add_outgoing"], rows.outgoing_values(outgoing))
             return True
+
+        return await self._file.write(take)
+
+    async def take_token(
+        self, name: str, key: str, *, limit: int, period_s: float, burst: int, now: datetime
+    ) -> float | None:
+        """See `RateLimits.take_token`."""
+        bucket = rows.Bucket(limit=limit, period_s=period_s, burst=burst, now=now)
+
+        def take(connection: sqlite3.Connection) -> float | None:
+            connection.execute(_SQL["forget_full_buckets"], (bucket.now_ns,))
+            if connection.execute(_SQL["take_token"], (name, key, *bucket.values)).fetchone() is not None:
+                return None
+            return bucket.wait_s(connection.execute(_SQL["full_at"], (name, key)).fetchone()[0])
 
         return await self._file.write(take)
 

@@ -234,3 +234,16 @@ SELECT slot FROM schedules WHERE name = ?
 
 -- name: take_slot
 UPDATE schedules SET slot = ?2 WHERE name = ?1 AND slot < ?2
+
+-- name: forget_full_buckets
+DELETE FROM buckets
+WHERE (name, key) IN (SELECT name, key FROM buckets WHERE full_at <= ?1 ORDER BY full_at LIMIT 10)
+
+-- name: take_token  (?3: the time that a token takes, ?4: the time that a full bucket lasts, ?5: now; nanoseconds)
+INSERT INTO buckets (name, key, full_at) VALUES (?1, ?2, ?5 + ?3)
+ON CONFLICT (name, key) DO UPDATE SET full_at = max(full_at, ?5) + ?3
+WHERE max(full_at, ?5) + ?3 <= ?5 + ?4
+RETURNING full_at
+
+-- name: full_at
+SELECT full_at FROM buckets WHERE name = ?1 AND key = ?2

@@ -212,6 +212,11 @@ def arrival(number: int, token: str) -> Arrival:
     return Arrival(token=token, received_at=at(number), meta=meta(number), data=b'{"n":1}')
 
 
+async def tokens(store: AnyStore, key: str, *, at_s: float = 0, name: str = "limit", **limit: Any) -> float | None:
+    """Take a token, so many seconds after the beginning."""
+    return await store.take_token(name, key, now=START + timedelta(seconds=at_s), **limit)
+
+
 def caller(number: int, **fields: Any) -> Caller:
     """One that waits for a reply."""
     given: dict[str, Any] = {"command": "pay", "correlation_id": f"c-{number}", "reply_to": "answers", **fields}
@@ -836,6 +841,52 @@ class StoreContract:
             await two.keep_patterns({"paid": frozenset({("order.id",), ("a", "b")}), "sent": frozenset({()})})
             known = {"paid": frozenset({("order.id",), (), ("a", "b")}), "sent": frozenset({()})}
             assert await one.patterns() == await two.patterns() == known
+
+    # --- rate limits
+
+    async def test_a_full_bucket_gives_exactly_its_burst_at_once(self) -> None:
+        async with self.store() as store:
+            waits = [await tokens(store, "a", limit=3, period_s=1.0, burst=7) for _ in range(9)]
+            assert waits[:7] == [None] * 7
+            assert [round(wait or 0, 6) for wait in waits[7:]] == [0.333333] * 2
+
+    async def test_tokens_come_back_at_their_rate_and_are_never_more_than_the_burst(self) -> None:
+        async with self.store() as store:
+
+            async def taken(seconds: float) -> int:
+                waits = [await tokens(store, "a", at_s=seconds, limit=10, period_s=1.0, burst=2) for _ in range(5)]
+                return waits.count(None)
+
+            assert [await taken(seconds) for seconds in (0, 0.05, 0.1, 0.1, 0.35, 0.45, 100)] == [2, 0, 1, 0, 2, 1, 2]
+
+    async def test_who_waits_as_long_as_is_said_gets_a_token(self) -> None:
+        async with self.store() as store:
+            limit: dict[str, Any] = {"limit": 7, "period_s": 60.0, "burst": 1}
+            at_s = 0.0
+            for _ in range(20):
+                assert await tokens(store, "a", at_s=at_s, **limit) is None
+                wait = await tokens(store, "a", at_s=at_s, **limit)
+                assert wait is not None
+                at_s += wait + 1e-6  # a moment has no less than a microsecond
+                assert 8.5 < wait < 8.6
+
+    async def test_each_key_and_each_name_has_a_bucket_of_its_own(self) -> None:
+        async with self.store() as store:
+            for key, name in ((self.text, "one"), ("", "one"), ("b", "one"), ("b", "two")):
+                assert await tokens(store, key, name=name, limit=1, period_s=1.0, burst=1) is None
+                assert await tokens(store, key, name=name, limit=1, period_s=1.0, burst=1) is not None
+
+    async def test_several_processes_together_get_no_more_than_one(self) -> None:
+        async with self.store() as one, self.store() as two:
+            limit: dict[str, Any] = {"limit": 50, "period_s": 1.0, "burst": 50}
+            waits = await asyncio.gather(*(tokens(s, "a", **limit) for _ in range(40) for s in (one, two)))
+            assert waits.count(None) == 50
+
+    async def test_a_clock_that_is_behind_gets_no_more(self) -> None:
+        async with self.store() as store:
+            assert await tokens(store, "a", at_s=5, limit=1, period_s=1.0, burst=1) is None
+            assert round(await tokens(store, "a", at_s=4, limit=1, period_s=1.0, burst=1) or 0, 6) == 2.0
+            assert await tokens(store, "a", at_s=6, limit=1, period_s=1.0, burst=1) is None
 
     # --- commands: their answers, and who waits for one
 

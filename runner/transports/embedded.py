@@ -137,8 +137,9 @@ class EmbeddedTransport:
 
     @contextlib.asynccontextmanager
     async def private_queue(self, name: str, deliver: Deliver) -> AsyncIterator[str]:
-        """See `ReplyQueues.private_queue`."""
-        await self._write(lambda c: c.execute("INSERT INTO broker_queues VALUES (?, '{}')", (name,)))
+        """See `ReplyQueues.private_queue`: it bears its owner's name, so that it is gone with the process."""
+        values = (name, _encode({"owner": self._owner}).decode())
+        await self._write(lambda c: c.execute("INSERT INTO broker_queues VALUES (?, ?)", values))
         pending: set[asyncio.Task[None]] = set()
 
         def taken(delivery: Delivery) -> None:
@@ -151,7 +152,7 @@ class EmbeddedTransport:
         finally:
             await cancel()
             await asyncio.gather(*pending, return_exceptions=True)
-            await self._write(lambda c: c.execute("DELETE FROM broker_queues WHERE name = ?", (name,)))
+            await self._write(lambda c: _drop_queues(c, [name]))
 
     async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
         """See `Transport.settle`."""
@@ -250,12 +251,16 @@ class EmbeddedTransport:
         await asyncio.sleep(POLL_S)
 
     async def _release_dead(self) -> None:
-        """Give back what processes that died had not settled."""
+        """Give back what processes that died had not settled, and drop the queues that were theirs alone."""
         holders = await self._file.read(lambda c: [name for (name,) in c.execute(_HOLDERS)])
         dead = [(name,) for name in holders if not self._file.is_alive(name)]
         if dead:
             await self._file.write(lambda c: c.executemany(_RELEASE, dead))
             self._wake.set()
+        private = await self._file.read(lambda c: c.execute(_PRIVATE).fetchall())
+        left = [queue for queue, owner in private if not self._file.is_alive(owner)]
+        if left:
+            await self._file.write(lambda c: _drop_queues(c, left))
         await asyncio.sleep(LOOK_FOR_DEAD_S)
 
 
@@ -264,6 +269,7 @@ SELECT value FROM json_each(?)
 WHERE EXISTS (SELECT 1 FROM broker_messages WHERE queue = value AND consumer IS NULL)
 """
 _HOLDERS = "SELECT DISTINCT consumer FROM broker_messages WHERE consumer IS NOT NULL"
+_PRIVATE = "SELECT name, json_extract(arguments, '$.owner') AS owner FROM broker_queues WHERE owner IS NOT NULL"
 _RELEASE = "UPDATE broker_messages SET consumer = NULL WHERE consumer = ?"
 _GIVE_BACK = "UPDATE broker_messages SET consumer = NULL WHERE id = ? AND consumer = ?"
 _DELETE = "DELETE FROM broker_messages WHERE id = ? AND consumer = ?"
@@ -291,6 +297,11 @@ def _take(connection: sqlite3.Connection, owner: str, queue: str, limit: int) ->
             redelivered=deliveries > 1,
             receipt=(message, deliveries),
         )
+
+
+def _drop_queues(connection: sqlite3.Connection, names: list[str]) -> None:
+    connection.executemany("DELETE FROM broker_queues WHERE name = ?", [(name,) for name in names])
+    connection.executemany("DELETE FROM broker_messages WHERE queue = ?", [(name,) for name in names])
 
 
 def _publish(connection: sqlite3.Connection, messages: Sequence[Outgoing]) -> list[str | None]:

@@ -20,6 +20,19 @@ from runner.stores.sqlite import SqliteStore
 from runner.testing.transport_contract import TIMEOUT_S, Inbox, TransportContract
 from runner.transports.embedded import EmbeddedTransport
 
+HOLD_PRIVATE = """
+import asyncio, sys
+from runner.sqlite_file import SqliteFile
+from runner.transports.embedded import EmbeddedTransport
+
+async def main():
+    async with EmbeddedTransport(SqliteFile(sys.argv[1])) as transport:
+        async with transport.private_queue(sys.argv[2], lambda _: None):
+            print("held", flush=True)
+            await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
 HOLD = """
 import asyncio, sys
 from runner.sqlite_file import SqliteFile
@@ -79,6 +92,26 @@ class TestEmbeddedTransport(TransportContract):
             await process.wait()
             (delivery,) = await inbox.wait(1)
         assert (delivery.body, delivery.redelivered) == (b"held", True)
+
+    async def test_a_killed_process_takes_its_private_queue_with_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("runner.transports.embedded.LOOK_FOR_DEAD_S", 0)
+        async with self.transport() as transport, transport.private_queue(self.name("mine"), Inbox()):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", HOLD_PRIVATE, self.path, self.name("private"), stdout=asyncio.subprocess.PIPE
+            )
+            assert process.stdout is not None
+            async with asyncio.timeout(TIMEOUT_S):
+                assert await process.stdout.readline() == b"held\n"
+            await transport._release_dead()
+            await self.put(transport, "private", b"a reply")
+            process.kill()
+            await process.wait()
+            await transport._release_dead()
+            with sqlite3.connect(self.path) as connection:
+                [(queue,)] = connection.execute("SELECT name FROM broker_queues").fetchall()
+                assert queue == self.name("mine")
+                assert connection.execute("SELECT count(*) FROM broker_messages").fetchone() == (0,)
+            connection.close()
 
     async def test_a_living_process_keeps_its_messages(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("runner.transports.embedded.LOOK_FOR_DEAD_S", 0)

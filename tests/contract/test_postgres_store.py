@@ -30,6 +30,7 @@ from runner.testing.store_contract import (
     run_id,
     started,
     step,
+    tokens,
 )
 
 
@@ -84,6 +85,18 @@ class TestPostgresStore(StoreContract):
         try:
             found = await connection.fetch('SELECT position, subject, version FROM "shop-1".events ORDER BY position')
             return [tuple(row) for row in found]
+        finally:
+            await connection.close()
+
+    async def test_buckets_that_are_full_again_are_forgotten(self) -> None:
+        async with self.store() as store:
+            for number in range(100):
+                assert await tokens(store, f"k-{number}", limit=1, period_s=1.0, burst=1) is None
+            for number in range(20):
+                assert await tokens(store, f"l-{number}", at_s=2, limit=1, period_s=1.0, burst=1) is None
+        connection = await asyncpg.connect(self.url)
+        try:
+            assert await connection.fetchval('SELECT count(*) FROM "shop-1".buckets') == 20
         finally:
             await connection.close()
 

@@ -20,7 +20,7 @@ from runner.records import RunState
 from runner.sqlite_file import SqliteFile
 from runner.stores import rows
 from runner.stores.sqlite import SCRIPTS, SqliteStore
-from runner.testing.store_contract import START, AnyStore, StoreContract, at, begin, go_on, run_id, started
+from runner.testing.store_contract import START, AnyStore, StoreContract, at, begin, go_on, run_id, started, tokens
 
 EVENTS = "SELECT position, subject, version FROM events ORDER BY position"
 IN_ANOTHER_PROCESS = """
@@ -110,7 +110,7 @@ class TestSqliteStore(StoreContract):
                 assert len(os.listdir(folder)) == 2
         assert os.listdir(folder) == []
 
-    async def test_a_store_of_version_1_becomes_one_of_version_2_and_keeps_its_runs(self) -> None:
+    async def test_a_store_of_version_1_is_brought_up_to_date_and_keeps_its_runs(self) -> None:
         with closing(sqlite3.connect(self.path)) as connection, connection:
             connection.executescript(files("runner.stores").joinpath(SCRIPTS[0]).read_text())
             connection.execute("CREATE TABLE schema_version (part TEXT PRIMARY KEY, version INTEGER NOT NULL)")
@@ -126,6 +126,15 @@ class TestSqliteStore(StoreContract):
         async with self.store() as store:
             await store.seize(run_id(1))
             assert await store.commit(go_on(1, RunState.COMPLETED, finished_at=at(1)))
+
+    async def test_buckets_that_are_full_again_are_forgotten(self) -> None:
+        async with self.store() as store:
+            for number in range(100):
+                assert await tokens(store, f"k-{number}", limit=1, period_s=1.0, burst=1) is None
+            for number in range(20):
+                assert await tokens(store, f"l-{number}", at_s=2, limit=1, period_s=1.0, burst=1) is None
+        with closing(sqlite3.connect(self.path)) as connection:
+            assert connection.execute("SELECT count(*) FROM buckets").fetchall() == [(20,)]
 
     # --- files that cannot be used
 

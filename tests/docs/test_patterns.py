@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -10,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from served import served
 
 from runner.errors import RetryableError
 from runner.handler import Context, handler
+from runner.message import decode_json
 from runner.records import Error, RunState
 from runner.testing import FlowKit, KitRun
 
@@ -288,6 +292,24 @@ async def test_an_invoice_that_is_not_paid_is_reminded_of() -> None:
         run = await begun(kit, "invoice.sent", {"invoice": 2}, "m-2")
         await kit.arrive("invoice.paid", {"invoice": 2})
         assert told(await kit.finish(run)) == []
+
+
+async def test_a_webhook_that_is_signed_is_taken_once_and_another_is_refused() -> None:
+    body = b'{"type": "settled", "data": {"id": "p-1", "amount": 7}}'
+    secrets = {"BANK_HOOK": "whsec_bmV3", "OLD_BANK_HOOK": "whsec_b2xk"}
+    async with pattern("settlements") as kit, served(FLOWS["settlements"], secrets=secrets) as web:
+        await web.take("settlements.settle")
+        time = str(int(web.clock.now().timestamp()))
+        for key in (b"old", b"new"):
+            signed = b64encode(hmac.digest(key, f"msg_1.{time}.".encode() + body, "sha256")).decode()
+            headers = {"webhook-id": "msg_1", "webhook-timestamp": time, "webhook-signature": f"v1,{signed}"}
+            response = await web.post("/hooks/bank", content=body, headers=headers)
+            assert (response.status_code, response.json()) == (202, {"id": "msg_1"})
+        assert (await web.post("/hooks/bank", content=body + b" ", headers=headers)).status_code == 401
+        first, second = await web.messages(2)
+        assert first.properties.message_id == second.properties.message_id
+        done = await kit.finish(await begun(kit, "payment.settled", decode_json(first.body), "msg_1"))
+    assert done.emitted == (("invoice.paid", {"payment": "p-1", "amount": 7}),)
 
 
 def test_every_pattern_of_the_page_was_tried() -> None:

@@ -18,6 +18,9 @@ events:
 commands:
   pay: {external: true, timeout: 10s}
   refund: {external: true}
+ingress:
+  place: {http: POST /orders, emit: placed}
+  refund: {http: "POST /orders/{id}/refund", command: refund}
 routes: [{on: placed, to: fulfil}]
 handlers:
   fulfil:
@@ -52,10 +55,10 @@ PROGRAM = """\
     undo (also if its result is unknown): command refund  (attempts 10, timeout 30 s)
   both  parallel wait for any  (timeout 1m 00s)
     left
-        l  wait 1 s
+      l  wait 1 s
     right
-        r  foreach line in event.lines  until line.enough  (2 at once)
-            r.do.1  stop
+      r  foreach line in event.lines  until line.enough  (2 at once)
+        r.do.1  stop
   money  wait_for paid, placed of the same order.id  (timeout 10m 00s)
   late  wait_for paid  until event.at
   ship  use log  (attempts 3, timeout 5m 00s)  pivot
@@ -76,8 +79,22 @@ def test_a_program_shows_what_begins_it_what_ends_it_and_where_it_cannot_turn_ba
     assert f")\n{PROGRAM}\n" in text
 
 
+def test_endpoints_are_shown_with_what_requests_become(tmp_path: Path) -> None:
+    lines = planned(tmp_path).splitlines()
+    first = lines.index("METHOD  PATH                 BECOMES") + 1
+    assert [line.split(maxsplit=2) for line in lines[first : first + 2]] == [
+        ["POST", "/orders", "placed"],
+        ["POST", "/orders/{id}/refund", "command refund"],
+    ]
+
+
 def test_as_json_it_says_the_same(tmp_path: Path) -> None:
-    [program] = json.loads(planned(tmp_path, "--json"))["programs"]
+    plan = json.loads(planned(tmp_path, "--json"))
+    [program] = plan["programs"]
+    assert [(e["name"], e["method"], e["path"], e["emit"], e["command"]) for e in plan["ingress"]] == [
+        ("shop.place", "POST", "/orders", "placed", None),
+        ("shop.refund", "POST", "/orders/{id}/refund", None, "refund"),
+    ]
     steps = {step["id"]: step for step in program["steps"]}
     assert program["cancel_on"] == [{"event": "withdrawn", "match": ["order.id"]}]
     assert (steps["nap"]["duration_s"], steps["dawn"]["until"]) == (30, "event.at")

@@ -1,6 +1,6 @@
 """One check a file. A rule is a function from the declarations to diagnostics."""
 
-from runner.lang.rules import commands, expressions, inputs, limits, names, references, saga, schedules
+from runner.lang.rules import commands, expressions, ingress, inputs, limits, names, references, saga, schedules
 
 RULES = (
     names.check,
@@ -11,4 +11,5 @@ RULES = (
     limits.check,
     saga.check,
     schedules.check,
+    ingress.check,
 )

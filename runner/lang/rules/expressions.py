@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from runner.diagnostics import Diagnostic, Related, did_you_mean
 from runner.expressions import Expression, ExpressionSyntaxError, Read, parse_expression, parse_template
-from runner.lang.declare import FlowDecl, HandlerDecl, StepDecl, all_steps, scalars
+from runner.lang.declare import FlowDecl, HandlerDecl, IngressDecl, StepDecl, all_steps, scalars
 from runner.lang.expression_syntax import explain
 from runner.lang.project import Declarations
 from runner.source import MappingNode, ScalarNode
@@ -16,9 +16,11 @@ _META = frozenset({"id", "type", "source", "subject", "time", "correlation_id", 
 _RUN = frozenset({"id", "started_at"})
 _STEP = frozenset({"output", "state", "error", "attempts", "event"})
 _ERROR = frozenset({"type", "message", "retryable", "details", "step"})
+_GUARD = frozenset({"env", "secrets"})
 _ROUTE = frozenset({"event", "meta", "env"})
 _IN_STEPS = _ROUTE | {"steps", "vars", "run", "secrets"}
-_FIELDS = {"meta": _META, "run": _RUN, "error": _ERROR}
+_REQUEST = frozenset({"body", "headers", "query", "path", "client_ip"})
+_FIELDS = {"meta": _META, "run": _RUN, "error": _ERROR, "request": _REQUEST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class _Place:
     later: dict[str, StepDecl] = field(default_factory=dict)
     blocks: dict[str, StepDecl] = field(default_factory=dict)
     """The outermost `parallel` or `foreach` around each step that stands in one."""
+    parameters: tuple[str, ...] = ()
+    """Of the path of an endpoint."""
 
 
 def check(project: Declarations) -> Iterator[Diagnostic]:
@@ -45,9 +49,25 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
         for schedule in flow.schedules:
             for node in scalars(schedule.inputs):
                 yield from _template(node, _Place(flow, frozenset({"slot", "env"})))
+        for endpoint in flow.ingress:
+            yield from _endpoint(endpoint, flow)
         for handler in flow.handlers:
             is_command = bool(project.commands_of(handler)) or project.seems_to_do_a_command(handler)
             yield from _handler(flow, handler, is_command=is_command)
+
+
+def _endpoint(endpoint: IngressDecl, flow: FlowDecl) -> Iterator[Diagnostic]:
+    seeing = _Place(flow, frozenset({"request", "env", "secrets"}), parameters=endpoint.parameters)
+    limit = endpoint.body.get("rate_limit")
+    key = limit.get("key") if isinstance(limit, MappingNode) else None
+    action = "`emit`" if endpoint.command is None else "`command`"
+    for what, value in ((action, endpoint.inputs), ("the key of a rate limit", key)):
+        for node in scalars(value):
+            yield from _template(node, seeing)
+            yield from _leaks_from(node, what)
+    for guard in ("auth", "verify"):
+        for node in scalars(endpoint.body.get(guard)):
+            yield from _template(node, _Place(flow, _GUARD))
 
 
 def _handler(flow: FlowDecl, handler: HandlerDecl, *, is_command: bool) -> Iterator[Diagnostic]:
@@ -170,6 +190,10 @@ def _read(read: Read, node: ScalarNode, place: _Place) -> Iterator[Diagnostic]:
     elif root in _FIELDS and rest[0] not in _FIELDS[root]:
         help = did_you_mean(rest[0], _FIELDS[root]) or f"it has: {', '.join(sorted(_FIELDS[root]))}"
         yield _at(read, 1, node, "FR325", f'"{root}" has no "{rest[0]}"', help)
+    elif root == "request" and rest[0] == "path" and len(rest) > 1 and rest[1] not in place.parameters:
+        names = ", ".join(f"{{{name}}}" for name in place.parameters)
+        help = did_you_mean(rest[1], place.parameters) or f"the path names: {names or 'nothing'}"
+        yield _at(read, 2, node, "FR325", f'"request.path" has no "{rest[1]}"', help)
 
 
 def _step_read(read: Read, node: ScalarNode, place: _Place) -> Iterator[Diagnostic]:
@@ -197,12 +221,14 @@ def _why_not(root: str, place: _Place) -> str | None:
         return "no command names this handler: write event"
     if root == "slot":
         return "slot is seen in schedules"
+    if root == "request":
+        return "a request cannot say what it must bear" if place.names == _GUARD else "request is seen in ingress"
     if root == "error":
         return "error is seen in catch, compensate and on_failure"
     if root == "output":
         return "output is seen in compensate; elsewhere write steps.<id>.output"
     if root == "secrets":
-        return "secrets are seen in steps only"
+        return "secrets are seen in steps and ingress only"
     if root in ("item", "index"):
         return f"{root} is seen in a foreach"
     return did_you_mean(root, place.names) or f"known here: {', '.join(sorted(place.names))}"

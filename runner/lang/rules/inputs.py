@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema_rs
 
 from runner.diagnostics import Diagnostic, Related, did_you_mean
-from runner.lang.declare import CommandDecl, HandlerDecl, StepDecl, scalars
+from runner.lang.declare import CommandDecl, HandlerDecl, IngressDecl, StepDecl, scalars
 from runner.lang.payloads import Payload
 from runner.lang.project import Declarations
 from runner.plan import Signature
@@ -60,6 +60,8 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
                     declared=Related("the event is declared here", project.events[name].node.span),
                 )
                 yield from _payload(project, project.payloads[name], data)
+        for endpoint in flow.ingress:
+            yield from _of_endpoint(project, endpoint)
     for handler in project.handlers.values():
         for command in project.commands_of(handler):
             yield from _reply(project, handler, command)
@@ -76,6 +78,28 @@ def _data_of(project: Declarations, step: StepDecl, name: str) -> _Data:
         place=(step.node.key("with") or step.target).span,
         declared=Related(f"the {kind} is declared here", node.span),
     )
+
+
+def _of_endpoint(project: Declarations, endpoint: IngressDecl) -> Iterator[Diagnostic]:
+    """Without `with` the payload is the request's body, which only the request knows."""
+    kind, target, declared = (
+        ("event", endpoint.event, project.events)
+        if endpoint.command is None
+        else ("command", endpoint.command, project.commands)
+    )
+    key, name = endpoint.body.key("with"), "" if target is None else str(target.value)
+    if isinstance(endpoint.inputs, ScalarNode) and isinstance(endpoint.inputs.value, str):
+        yield from _text(endpoint.inputs)
+    elif key is not None and name in declared:
+        data = _Data(
+            kind=kind,
+            what=f'{kind} "{name}"',
+            key="with",
+            given=endpoint.inputs,
+            place=key.span,
+            declared=Related(f"the {kind} is declared here", declared[name].node.span),
+        )
+        yield from _payload(project, project.payloads[name], data)
 
 
 def _reply(project: Declarations, handler: HandlerDecl, command: CommandDecl) -> Iterator[Diagnostic]:
@@ -108,7 +132,11 @@ def _one_template(step: StepDecl) -> Iterator[Diagnostic]:
         or not isinstance(node.value, str)
     ):
         return  # of the wrong shape
-    if not _is_one_template(node.value):
+    yield from _text(node)
+
+
+def _text(node: ScalarNode) -> Iterator[Diagnostic]:
+    if not _is_one_template(str(node.value)):
         summary = '"with" is a text, and must be a mapping'
         help = 'write with: {name: value}, or one template: with: "{{ … }}"'
         yield Diagnostic(code="FR307", summary=summary, span=node.span, help=help)

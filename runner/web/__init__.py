@@ -1,0 +1,1 @@
+"""HTTP in front of events and commands, and the health of a runner."""

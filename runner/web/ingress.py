@@ -1,0 +1,196 @@
+"""A request → an event on the broker, or a command and its reply."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from runner.errors import ExpressionError, StoreError
+from runner.expressions import Evaluate
+from runner.message import new_id
+from runner.plan import Check, Endpoint, Event, Plan, RateLimit
+from runner.ports import Clock, RateLimits
+from runner.steps import command as commands
+from runner.steps.emit import Emitter, PayloadError, build
+from runner.times import rfc3339
+from runner.values import as_text
+from runner.web.envelope import Envelope, open_command, open_event, trace_of
+from runner.web.received import Network, Received, receive
+from runner.web.refusal import Refusal, json_response
+from runner.web.replies import Replies
+from runner.web.sending import Sender
+from runner.web.signatures import is_signed
+
+Read = Callable[[tuple[str, ...]], Mapping[str, str]]
+"""Environment variables or secrets, by name, those that are there."""
+
+_log = logging.getLogger("flowrun.http")
+
+
+class Ingress:
+    """Serves the endpoints of a plan. `trusted` are the proxies that are believed who a client is."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        sender: Sender,
+        replies: Replies,
+        limits: RateLimits,
+        clock: Clock,
+        env: Read,
+        secrets: Read,
+        trusted: Sequence[Network] = (),
+    ) -> None:
+        self._plan = plan
+        self._sender = sender
+        self._replies = replies
+        self._limits = limits
+        self._clock = clock
+        self._env = env
+        self._secrets = secrets
+        self._trusted = trusted
+
+    async def serve(self, endpoint: Endpoint, request: Request) -> Response:
+        """The response, whatever the request holds."""
+        try:
+            return await self._serve(endpoint, request)
+        except Refusal as refusal:
+            return refusal.response()
+        except StoreError as error:
+            _log.warning("a request is turned away: %s", error)
+            return Refusal.unavailable("the store is away").response()
+        except ClientDisconnect:
+            return Response(status_code=400)  # to nobody
+        except Exception:
+            _log.exception("internal error, please report it")
+            return Refusal(500, "internal", "an internal error", retryable=True).response()
+
+    async def _serve(self, endpoint: Endpoint, request: Request) -> Response:
+        self._mind_the_bearer(endpoint, request.headers.get("authorization", ""))
+        received = await receive(request, endpoint, self._trusted)
+        webhook_id = self._mind_the_signature(endpoint, received)
+        envelope = (open_event if endpoint.command is None else open_command)(received, webhook_id)
+        scope = {
+            "request": received.scope(envelope.body),
+            "env": self._env(endpoint.env),
+            "now": lambda: rfc3339(self._clock.now()),
+            "uuid": new_id,
+        }
+        if endpoint.rate_limit is not None:
+            await self._mind_the_limit(endpoint.name, endpoint.rate_limit, scope)
+        data = envelope.body if endpoint.data is None else _evaluated("with", endpoint.data, scope)
+        if endpoint.event is not None:
+            return await self._publish(self._plan.events[endpoint.event], data, envelope, received)
+        return await self._call(endpoint, data, envelope, received)
+
+    # --- who may
+
+    def _mind_the_bearer(self, endpoint: Endpoint, header: str) -> None:
+        if endpoint.bearer is None:
+            return
+        scheme, _, given = header.partition(" ")
+        wanted = [token.encode() for token in self._keys(endpoint, endpoint.bearer) if token]
+        fits = sum(hmac.compare_digest(token, given.strip().encode("latin-1")) for token in wanted)
+        if scheme.lower() != "bearer" or not fits:
+            message = "the header Authorization must bear the token"
+            raise Refusal(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+
+    def _mind_the_signature(self, endpoint: Endpoint, received: Received) -> str | None:
+        """The id that is signed with the request, if its scheme has one."""
+        verify = endpoint.verify
+        if verify is None:
+            return None
+        keys = self._keys(endpoint, verify.keys)
+        if not is_signed(verify.scheme, keys, received.headers, received.body, self._clock.now()):
+            raise Refusal(401, "unauthorized", "the request is not signed as it must be")
+        return received.headers["webhook-id"] if verify.scheme == "standard_webhooks" else None
+
+    def _keys(self, endpoint: Endpoint, evaluate: Evaluate) -> list[str]:
+        """Read anew for each request, so that they can be changed. One that is not there lets nobody in."""
+        scope = {"secrets": self._secrets(endpoint.secrets), "env": self._env(endpoint.env)}
+        try:
+            value = evaluate(scope)
+        except ExpressionError as error:
+            _log.error("%s lets nobody in: %s", endpoint.name, error)
+            return []
+        return [as_text(key) for key in (value if isinstance(value, list) else [value])]
+
+    async def _mind_the_limit(self, name: str, limit: RateLimit, scope: Mapping[str, Any]) -> None:
+        key = "" if limit.key is None else as_text(_evaluated("the key of the rate limit", limit.key, scope))
+        digest = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32]  # of any length, and nobody's address
+        wait_s = await self._limits.take_token(
+            name, digest, limit=limit.limit, period_s=limit.period_s, burst=limit.burst, now=self._clock.now()
+        )
+        if wait_s is not None:
+            message = f"no more than {limit.limit} requests in {limit.period_s:g} s"
+            after = {"Retry-After": str(max(1, math.ceil(wait_s)))}
+            raise Refusal(429, "rate_limited", message, retryable=True, headers=after)
+
+    # --- what is done
+
+    async def _publish(self, event: Event, data: Any, envelope: Envelope, received: Received) -> Response:
+        emitter = self._emitter(envelope.source, received)
+        now = envelope.time or rfc3339(self._clock.now())
+        try:
+            record, outgoing = build(event, data, emitter, now, ident=envelope.id, subject=envelope.subject)
+        except (PayloadError, ValueError, RecursionError) as error:
+            raise _misfit(event.name, event.check, data, error) from None
+        except ExpressionError as error:
+            raise Refusal(422, "expression", f"the subject of {event.name}: {error}") from None
+        reason = await self._sender.send(outgoing)
+        if reason is not None:
+            _log.error("%s %s was not taken: %s", event.name, record.meta.id, reason)
+            raise Refusal.unavailable("the broker would not take it")
+        return json_response({"id": record.meta.id}, 202)
+
+    async def _call(self, endpoint: Endpoint, data: Any, envelope: Envelope, received: Received) -> Response:
+        declared = self._plan.commands[str(endpoint.command)]
+        emitter, ident, now = self._emitter(None, received), envelope.id or new_id(), self._clock.now()
+        timeout_s = declared.timeout_s if endpoint.timeout_s is None else endpoint.timeout_s
+        deadline = now + timedelta(seconds=timeout_s)
+        try:
+            commands.build(declared, data, emitter, ident, now, deadline, "")
+        except (PayloadError, ValueError, RecursionError) as error:
+            raise _misfit(declared.name, declared.check, data, error) from None
+        answer = await self._replies.ask(
+            declared.name,
+            ident,
+            lambda queue: commands.build(declared, data, emitter, ident, now, deadline, queue),
+            timeout_s,
+        )
+        if answer.error is not None:
+            raise Refusal.of_command(answer.error)
+        return json_response(answer.result)
+
+    def _emitter(self, source: str | None, received: Received) -> Emitter:
+        project = self._plan.project
+        return Emitter(project=project, source=source or f"/flowrun/{project}/http", trace=trace_of(received.headers))
+
+
+def _evaluated(what: str, evaluate: Evaluate, scope: Mapping[str, Any]) -> Any:
+    try:
+        return evaluate(scope)
+    except ExpressionError as error:
+        raise Refusal(422, "expression", f"{what}: {error}") from None
+
+
+def _misfit(name: str, check: Check, data: Any, error: Exception) -> Refusal:
+    """The refusal of a payload, with the JSON pointer to the misfit, if it is the schema that says so."""
+    try:
+        found = check(data)
+    except (TypeError, ValueError, RecursionError):  # it is no JSON value, or too deep a one
+        found = None
+    if found is None:
+        return Refusal(422, "invalid_input", str(error) or f"{name} cannot be checked")
+    pointer, _, text = found.partition(": ")
+    details = {"pointer": "" if pointer == "/" else pointer}
+    return Refusal(422, "invalid_input", f"{name} does not fit its schema: {text}", details=details)
