@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+from project import Shop, stop, wait_for_line
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -18,6 +20,9 @@ CHANGES = re.compile(
     r"|\d{4}-\d\d-\d\dT[\d:.]+Z|\d\d:\d\d:\d\d\.\d{3}"  # times
     r"|\(\d+ ms\)"
 )
+
+
+YAML = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 def console_sessions() -> list[tuple[str, list[str]]]:
@@ -59,7 +64,7 @@ def test_the_flow_and_the_handler_shown_are_those_that_init_writes(tmp_path: Pat
     subprocess.run(
         [Path(sys.executable).parent / "flowrun", "init", tmp_path / "hello"], check=True, capture_output=True
     )
-    [flow] = [b for b in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "flow: hello" in b]
+    [flow] = [block for block in YAML if "flow: hello" in block]
     [handler] = [b for b in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "@handler" in b]
     assert handler.strip() in (tmp_path / "hello" / "plugins" / "greetings.py").read_text()
     (tmp_path / "hello" / "flows" / "hello.yaml").write_text(flow)
@@ -71,6 +76,25 @@ def test_the_flow_and_the_handler_shown_are_those_that_init_writes(tmp_path: Pat
         check=False,
     )
     assert done.stdout == "1 file valid.\n"
+
+
+def test_the_requests_shown_are_answered_as_it_says(tmp_path: Path) -> None:
+    subprocess.run(
+        [Path(sys.executable).parent / "flowrun", "init", tmp_path / "hello"], check=True, capture_output=True
+    )
+    [endpoint] = [block for block in YAML if block.startswith("ingress:")]
+    with (tmp_path / "hello/flows/hello.yaml").open("a") as flow:
+        flow.write(endpoint)
+    requests = re.findall(r"^curl 127.0.0.1:8080(\S+) --json '(.*?)' +# (\d+),", README, re.MULTILINE)
+    with Shop(tmp_path, root=tmp_path / "hello") as hello:
+        worker = hello.start("--http", "127.0.0.1:0")
+        url = wait_for_line(worker, "HTTP on")[-1].split("HTTP on ")[1].split(": ")[0]
+        for path, body, status in requests:
+            said = httpx.post(url + path, content=body, headers={"Content-Type": "application/json"})
+            assert said.status_code == int(status), said.text
+        wait_for_line(worker, "Hello, Ada!")
+        assert stop(worker)[0] == 0
+    assert len(requests) == 2
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from project import PATIENCE_S, ROOT, Shop, stop, wait_for_line, wait_until
 
@@ -128,6 +129,33 @@ def end(market: Market, *workers: subprocess.Popen[str]) -> None:
     for worker in workers:
         assert stop(worker)[0] == 0
     market.assert_money_adds_up()
+
+
+# --- over HTTP
+
+
+def test_users_pay_over_http_and_a_click_that_comes_twice_is_one_payment(market: Market) -> None:
+    worker = market.start("--http", "127.0.0.1:0")
+    url = wait_for_line(worker, "HTTP on")[-1].split("HTTP on ")[1].split(": ")[0]
+    market.order(("A-1", "alice"), ("A-2", "bob"))
+    wait_until(lambda: list(market.orders().values()) == ["billed"] * 2, alive=worker)
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+        order = {"payment_id": "p-1", "order_id": "A-1", "customer": "alice", "amount": TOTAL, "method": "account"}
+        clicks = [client.post("/payments", json=order, headers={"Idempotency-Key": "click-1"}) for _ in range(3)]
+        assert [(click.status_code, click.json()) for click in clicks] == [(202, {"id": "click-1"})] * 3
+        poor = client.post("/payments", json={**order, "payment_id": "p-2", "order_id": "A-2", "customer": "bob"})
+        assert poor.status_code == 202
+        refused = client.post("/payments", json={**order, "payment_id": "order-1"})
+        assert (refused.status_code, refused.json()["error"]["details"]) == (422, {"pointer": "/payment_id"})
+    wait_until(
+        lambda: (
+            market.users() == {"p-1": ("paid", None), "p-2": ("failed", "insufficient_funds")}
+            and is_(market.orders(), A_1="confirmed")
+        ),
+        alive=worker,
+    )
+    assert len(market.runs("gateway.pay")) == 2, "of the clicks one came to be a run"
+    end(market, worker)
 
 
 # --- by account
