@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from runner import __version__
 from runner.app import load_project
 from runner.cli import options, output
-from runner.diagnostics import Diagnostic
+from runner.diagnostics import Diagnostic, did_you_mean
 from runner.errors import SettingsError
 from runner.lang import report
 from runner.lang.compile import Compilation
 from runner.lang.load import Sources
 
 FORMATS = ("full", "concise", "json", "github", "gitlab", "sarif", "junit")
-_CODES = re.compile(r"FR\d{0,3}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +35,19 @@ class _Asked:
 
 
 def _prefixes(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
-    codes = tuple(code.strip() for text in given for code in text.split(","))
-    for code in codes:
-        if _CODES.fullmatch(code) is None:
-            raise click.BadParameter(
-                f'"{code}" is no code and no beginning of one: write FR203, or FR2 for all of them'
-            )
-    return codes
+    """The codes of an option, checked: a misspelt one would silently report nothing, or all."""
+    if not given:
+        return ()
+    from runner.lang.explanations import codes
+
+    known = codes()
+    prefixes = tuple(code.strip() for text in given for code in text.split(","))
+    for prefix in prefixes:
+        if not prefix or not any(code.startswith(prefix) for code in known):
+            near = did_you_mean(prefix, known)
+            summary = f'"{prefix}" is no code and no beginning of one: '
+            raise click.BadParameter(summary + (near or "write FR203, or FR2 for all of them"))
+    return prefixes
 
 
 @click.command("validate")
@@ -133,7 +138,7 @@ def _rendered(found: list[Diagnostic], compilation: Compilation, files: list[str
         case "sarif":
             from runner.lang.reports import sarif
 
-            yield sarif.text(found, _folder(asked.root))
+            yield sarif.text(found, _folder(asked.root), __version__)
         case "junit":
             from runner.lang.reports import junit
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from runner import __version__
 from runner.diagnostics import Diagnostic
+from runner.lang.explanations import Explanation, explanation
 from runner.lang.report import printable
 from runner.lang.reports.fingerprints import fingerprints
 from runner.source import Span
@@ -16,10 +16,10 @@ from runner.source import Span
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 
-def text(diagnostics: Sequence[Diagnostic], folder: str) -> str:
+def text(diagnostics: Sequence[Diagnostic], folder: str, version: str) -> str:
     """One log with one run. Columns are counted in characters, and ends are exclusive, as ours are."""
     codes = sorted({d.code for d in diagnostics})
-    driver = {"name": "flowrun", "version": __version__, "rules": [_rule(code) for code in codes]}
+    driver = {"name": "flowrun", "version": version, "rules": [_rule(code) for code in codes]}
     run = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
@@ -32,7 +32,23 @@ def text(diagnostics: Sequence[Diagnostic], folder: str) -> str:
 
 
 def _rule(code: str) -> dict[str, Any]:
-    return {"id": code}
+    """What a reader of the alert is told of its kind."""
+    page = explanation(code)
+    if page is None:
+        return {"id": code}
+    return {
+        "id": code,
+        "shortDescription": {"text": page.title},
+        "fullDescription": {"text": page.text},
+        "help": {"text": page.text, "markdown": _markdown(page)},
+    }
+
+
+def _markdown(page: Explanation) -> str:
+    said = [page.text]
+    for title, files in (("Wrong", page.wrong), ("Right", page.right)):
+        said += [f"**{title}** ({name})\n\n```\n{text}```" for name, text in files.items()]
+    return "\n\n".join(said)
 
 
 def _result(d: Diagnostic, rule: int, fingerprint: str, folder: str) -> dict[str, Any]:
