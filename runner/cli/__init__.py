@@ -19,6 +19,7 @@ COMMANDS = {
     "doctor": "Say what is wrong with this set-up, and how to mend it.",
     "emit": "Publish an event.",
     "explain": "Say what a diagnostic means, or when a handler retries.",
+    "graph": "Draw the project as Mermaid, DOT or SVG.",
     "init": "Make a new project.",
     "plan": "Show the broker objects and programs that the flow files declare.",
     "plugins": "List handler plugins, or begin a new one.",
