@@ -19,11 +19,13 @@ COMMANDS = {
     "doctor": "Say what is wrong with this set-up, and how to mend it.",
     "emit": "Publish an event.",
     "explain": "Say what a diagnostic means, or when a handler retries.",
+    "export": "Describe the project for other programs.",
     "graph": "Draw the project as Mermaid, DOT or SVG.",
     "init": "Make a new project.",
     "plan": "Show the broker objects and programs that the flow files declare.",
     "plugins": "List handler plugins, or begin a new one.",
     "runs": "The transaction log: what ran, how, and how it ended.",
+    "schema": "Print the JSON Schema of flow files, with the project's own names.",
     "start": "Run the project's flows.",
     "validate": "Check flow files without running anything.",
 }
