@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ def again_and_again(
         now = dict(_times(root, paths))
         if now != before:
             if before is not None:
-                output.echo(output.paint("--- a file has changed ---", "blue"))
+                output.echo(output.paint("--- a file has changed ---", "blue", stream=sys.stderr), err=True)
             before = now
             try:
                 work()
