@@ -1,6 +1,6 @@
 """One check a file. A rule is a function from the declarations to diagnostics."""
 
-from runner.lang.rules import commands, expressions, ingress, inputs, limits, names, references, saga, schedules
+from runner.lang.rules import commands, expressions, ingress, inputs, limits, names, references, saga, schedules, types
 
 RULES = (
     names.check,
@@ -12,4 +12,5 @@ RULES = (
     saga.check,
     schedules.check,
     ingress.check,
+    types.check,
 )
