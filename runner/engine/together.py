@@ -50,6 +50,8 @@ class Together:
         self._judge = judge
         self._going: dict[asyncio.Task[Outcome], Strand] = {}
         self._waiting: dict[Strand, Parked] = {}
+        self._told: set[Strand] = set()
+        """Those that know that they are over: one may have to wait all the same, to undo what it did."""
         self._is_decided = False
 
     async def go(self, hands: Hands) -> Parked | None:
@@ -114,7 +116,10 @@ class Together:
         now, others_go_on = hands.clock.now(), bool(self._going)
         for strand, wait in list(self._waiting.items()):
             is_due = others_go_on and (everyone or wait.due_at <= now)
-            if is_due or strand.frame.line.over(now) is not None:
+            is_over = strand not in self._told and strand.frame.line.over(now) is not None
+            if is_over:
+                self._told.add(strand)
+            if is_due or is_over:
                 del self._waiting[strand]
                 self._start(strand, hands)
 

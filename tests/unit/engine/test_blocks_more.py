@@ -1,0 +1,41 @@
+"""`parallel` and `foreach` where several things meet: undoing, draining, retries by hand, time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from acting import Gate, Service, run, undoable
+
+from runner.errors import RetryableError, TerminalError
+from runner.testing import FlowKit, KitRun
+
+
+def do(name: str, more: str = "") -> str:
+    """A step that does `name`, under that id."""
+    return f"{{id: {name}, use: act, with: {{what: {name}}}, {more}}}".replace(", }", "}")
+
+
+async def begin(kit: FlowKit, payload: Any = None) -> KitRun:
+    begun = await kit.send("go", {} if payload is None else payload)
+    assert begun is not None
+    return begun
+
+
+async def turns() -> None:
+    """All other tasks get so far as they can without anything from outside."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+async def test_undoing_losers_is_waited_for_in_a_block_that_has_failed_meanwhile() -> None:
+    service = Service({"undo_s1": [RetryableError("busy"), "ok"], "wrong": [TerminalError("broken")]})
+    slow = undoable("s1", undo="retry: {delay: 1h, max_delay: 1h, jitter: none}")
+    race = f"{{parallel: {{wait: any, branches: {{slow: [{slow}, {{wait: 2h}}], fast: [{{wait: 1s}}]}}}}}}"
+    async with asyncio.timeout(5):
+        done = await run(
+            f"steps: [{{parallel: {{branches: {{a: [{race}], b: [{{wait: 1m}}, {do('wrong')}]}}}}}}]", service=service
+        )
+    assert service.done == ["s1", "undo_s1", "wrong", "undo_s1"]
+    assert done.stored.error is not None
+    assert done.stored.error.type == "broken"
