@@ -93,7 +93,7 @@ class Together:
         told = asyncio.create_task(news.wait())
         try:
             due_in_s = (min(wait.due_at for wait in self._waiting.values()) - hands.clock.now()).total_seconds()
-            look_in_s = min(max(due_in_s, 0.0), LOOK_S)
+            look_in_s = LOOK_S if hands.draining() else min(max(due_in_s, 0.0), LOOK_S)
             await asyncio.wait([*self._going, told], timeout=look_in_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             told.cancel()

@@ -39,3 +39,32 @@ async def test_undoing_losers_is_waited_for_in_a_block_that_has_failed_meanwhile
     assert service.done == ["s1", "undo_s1", "wrong", "undo_s1"]
     assert done.stored.error is not None
     assert done.stored.error.type == "broken"
+
+
+async def test_a_branch_that_is_due_costs_nothing_while_the_process_drains() -> None:
+    gate = Gate()
+    service = Service({"long": [gate], "quick": [lambda: drain()]})
+    branches = f"a: [{do('long')}], b: [{do('quick')}, {do('then')}]"
+    async with service.kit(f"steps: [{{parallel: {{branches: {{{branches}}}}}}}]") as kit:
+
+        def drain() -> None:
+            kit.draining = True
+
+        going = asyncio.create_task(begin(kit))
+        await gate.entered.wait()
+        looks, now = 0, kit.clock.now
+
+        def look() -> Any:
+            nonlocal looks
+            looks += 1
+            return now()
+
+        kit.clock.now = look  # type: ignore[method-assign]
+        await turns()
+        assert looks < 20
+        gate.opened.set()
+        parked = await going
+        kit.draining = False
+        done = await kit.finish(parked.stored.started.run_id)
+    assert done.state == "completed"
+    assert service.done == ["long", "quick", "then"]
