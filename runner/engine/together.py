@@ -62,8 +62,8 @@ class Together:
                 looked_at = self._run.news
                 for task in await self._next(hands, looked_at):
                     self._take(task)
-                if self._going and self._waiting and self._run.must_commit:
-                    await commit(self._run)  # what a strand sends or waits for must not wait for the others
+                if self._going and self._run.must_commit:
+                    await commit(self._run)  # what a strand did, sends or waits for must not wait for the others
                 self._wake(hands, everyone=looked_at.is_set())
                 self._begin(hands)
         except BaseException:

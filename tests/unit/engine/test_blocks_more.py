@@ -68,3 +68,17 @@ async def test_a_branch_that_is_due_costs_nothing_while_the_process_drains() -> 
         done = await kit.finish(parked.stored.started.run_id)
     assert done.state == "completed"
     assert service.done == ["long", "quick", "then"]
+
+
+async def test_an_event_leaves_although_another_branch_goes_on_for_long() -> None:
+    gate = Gate()
+    async with Service({"long": [gate]}).kit(
+        f"steps: [{{parallel: {{branches: {{a: [{do('long')}], b: [{{emit: told, with: {{}}}}]}}}}}}]"
+    ) as kit:
+        going = asyncio.create_task(begin(kit))
+        await gate.entered.wait()
+        await turns()
+        [row] = await kit.store.runs(limit=1)
+        assert (await kit.look(row.id)).emitted == (("told", {}),)
+        gate.opened.set()
+        await going
