@@ -64,7 +64,8 @@ class Blocks:
             return _first_failure(ended, key) or Done({name: _output(ended[n]) for n, name in enumerate(names)})
         winner = run.history.branches.get(key)
         if winner is None:
-            return next(o for o in reversed(ended.values()) if isinstance(o, Failed))
+            last = max(strands, key=lambda strand: _failed_at(run, strand))
+            return ended[last.index]
         first = names[winner]
         undone = await self._undo_losers(run, step, frame, first)
         return undone or Done({"winner": first, first: _output(ended[winner])})
@@ -199,6 +200,13 @@ def _failed_in(run: Run, strands: list[Strand]) -> int | None:
         if any(record is not None and record.state is StepState.FAILED for record in records):
             return strand.index
     return None
+
+
+def _failed_at(run: Run, strand: Strand) -> int:
+    """When it failed, also if that was before the run was taken up again: the number of the record that says so."""
+    order = list(run.history.finished)
+    records = (run.history.broken(step, strand.frame.rounds) for step in strand.steps)
+    return max((order.index(record.step_id) for record in records if record is not None), default=-1)
 
 
 def _end_others(strands: list[Strand], decided: int | None) -> None:

@@ -84,11 +84,12 @@ class Together:
     def _start(self, strand: Strand, hands: Hands) -> None:
         self._going[asyncio.create_task(hands.block(self._run, strand.steps, strand.frame))] = strand
 
-    async def _next(self, hands: Hands, news: asyncio.Event) -> set[asyncio.Task[Outcome]]:
-        """Those that have ended, or been parked, since; none when it is time for one that waits to look."""
+    async def _next(self, hands: Hands, news: asyncio.Event) -> list[asyncio.Task[Outcome]]:
+        """Those that have ended, or been parked, since, in the order in which they began; none when it is time for one
+        that waits to look."""
         if not self._waiting:
-            done, _ = await asyncio.wait(self._going, return_when=asyncio.FIRST_COMPLETED)
-            return done
+            await asyncio.wait(self._going, return_when=asyncio.FIRST_COMPLETED)
+            return [task for task in self._going if task.done()]
         self._run.listening += 1
         told = asyncio.create_task(news.wait())
         try:
@@ -98,7 +99,7 @@ class Together:
         finally:
             told.cancel()
             self._run.listening -= 1
-        return {task for task in self._going if task.done()}
+        return [task for task in self._going if task.done()]
 
     def _take(self, task: asyncio.Task[Outcome]) -> None:
         strand, outcome = self._going.pop(task), task.result()

@@ -82,3 +82,18 @@ async def test_an_event_leaves_although_another_branch_goes_on_for_long() -> Non
         assert (await kit.look(row.id)).emitted == (("told", {}),)
         gate.opened.set()
         await going
+
+
+async def test_the_last_error_is_the_last_in_time_whichever_branch_had_it() -> None:
+    service = Service({"one": [TerminalError("first")], "two": [TerminalError("second")]})
+    branches = f"a: [{{wait: 1h}}, {do('two')}], b: [{{wait: 1s}}, {do('one')}]"
+    done = await run(f"steps: [{{parallel: {{wait: any, branches: {{{branches}}}}}}}]", service=service)
+    assert done.stored.error is not None
+    assert done.stored.error.type == "second"
+
+
+async def test_of_branches_that_are_through_in_the_same_moment_the_first_in_the_file_wins() -> None:
+    names = [f"b{n}" for n in range(20)]
+    branches = ", ".join(f"{name}: [{{set: {{x: 1}}}}]" for name in names)
+    done = await run(f"steps: [{{id: race, parallel: {{wait: any, branches: {{{branches}}}}}}}]")
+    assert done.steps["race"].output["winner"] == "b0"
