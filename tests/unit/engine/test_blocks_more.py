@@ -22,9 +22,10 @@ async def begin(kit: FlowKit, payload: Any = None) -> KitRun:
     return begun
 
 
-async def turns() -> None:
+async def turns(kit: FlowKit) -> None:
     """All other tasks get so far as they can without anything from outside."""
     for _ in range(100):
+        await kit.store.runs(limit=1)  # the store has its turns too
         await asyncio.sleep(0)
 
 
@@ -60,7 +61,7 @@ async def test_a_branch_that_is_due_costs_nothing_while_the_process_drains() -> 
             return now()
 
         kit.clock.now = look  # type: ignore[method-assign]
-        await turns()
+        await turns(kit)
         assert looks < 20
         gate.opened.set()
         parked = await going
@@ -77,7 +78,7 @@ async def test_an_event_leaves_although_another_branch_goes_on_for_long() -> Non
     ) as kit:
         going = asyncio.create_task(begin(kit))
         await gate.entered.wait()
-        await turns()
+        await turns(kit)
         [row] = await kit.store.runs(limit=1)
         assert (await kit.look(row.id)).emitted == (("told", {}),)
         gate.opened.set()
