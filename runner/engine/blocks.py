@@ -87,11 +87,11 @@ class Blocks:
         return f"branch {name} came first"
 
     async def _undo_losers(self, run: Run, step: Parallel, frame: Frame, winner: str) -> Parked | Failed | None:
-        """At once, in reverse. One that cannot be undone fails the block: then all is undone, and a person is told."""
+        """At once, in reverse. One that cannot be undone fails the block, once the others are undone."""
         error = Error(type="cancelled", message=f"branch {winner} came first", retryable=False, step=frame.key(step))
         shown = msgspec.structs.asdict(error)
         homes = [step.home_of(name) for name in step.branches if name != winner]
-        line = Line(is_undoing=True)
+        line, stuck = Line(is_undoing=True), None
         for key, loser, undo in list(undo_plan(run.program, run.history)):
             if not any(run.history.is_inside(key, home, frame.rounds) for home in homes):
                 continue
@@ -99,13 +99,15 @@ class Blocks:
             names = {**run.history.names(loser.home, rounds), "error": shown}
             there = Frame(line=line, home=loser.home, rounds=rounds, names=names)
             if there.key(undo) not in run.history.undone:
+                if self._hands.draining():
+                    return Parked(self._hands.clock.now())
                 parked = await self._undo(run, undo, there, key)
                 if parked is not None:
                     return parked
             record = run.history.undone[there.key(undo)]
             if record.state is StepState.FAILED and record.error is not None:
-                return Failed(record.error)
-        return None
+                stuck = stuck or Failed(record.error)
+        return stuck
 
     # --- foreach
 

@@ -98,3 +98,39 @@ async def test_of_branches_that_are_through_in_the_same_moment_the_first_in_the_
     branches = ", ".join(f"{name}: [{{set: {{x: 1}}}}]" for name in names)
     done = await run(f"steps: [{{id: race, parallel: {{wait: any, branches: {{{branches}}}}}}}]")
     assert done.steps["race"].output["winner"] == "b0"
+
+
+async def test_a_loser_that_cannot_be_undone_does_not_keep_the_others_from_being_undone_at_once() -> None:
+    service = Service({"undo_s2": [TerminalError("stuck")]})
+    done = await run(
+        f"""
+        steps:
+          - parallel:
+              wait: any
+              branches: {{slow: [{undoable("s1")}, {undoable("s2")}, {{wait: 1h}}], fast: [{{wait: 1m}}]}}
+            catch: [{{on: [stuck], do: []}}]
+          - {do("after")}
+    """,
+        service=service,
+    )
+    assert done.state == "completed"
+    assert service.done == ["s1", "s2", "undo_s2", "undo_s1", "after"]
+
+
+async def test_undoing_losers_stops_between_two_of_them_when_the_process_drains() -> None:
+    service = Service({"undo_s2": [lambda: drain()]})
+    branches = f"slow: [{undoable('s1')}, {undoable('s2')}, {{wait: 1h}}], fast: [{{wait: 1m}}]"
+    async with service.kit(f"steps: [{{parallel: {{wait: any, branches: {{{branches}}}}}}}]") as kit:
+
+        def drain() -> None:
+            kit.draining = True
+
+        parked = await begin(kit)
+        kit.clock.advance(60)
+        parked = await kit.resume(parked.stored.started.run_id)
+        assert parked.state == "running"
+        assert service.done == ["s1", "s2", "undo_s2"]
+        kit.draining = False
+        done = await kit.finish(parked.stored.started.run_id)
+    assert done.state == "completed"
+    assert service.done == ["s1", "s2", "undo_s2", "undo_s1"]
