@@ -387,6 +387,9 @@ class History:
             self.unanswered[step_id] = self.sent[step_id]
         for known in (self.attempts, self.blocks, self.branches, self.caught, self._open, self.sent, self.waits):
             known.pop(step_id, None)
+        for undo in self._program.every[base(step_id)].undo:  # of a loser that runs again, and may lose again
+            for done in (self.undone, self.attempts, self.sent):
+                done.pop(undo.step.id + rounds_of(step_id), None)
         self._unfinish(step_id)
 
 

@@ -134,3 +134,15 @@ async def test_undoing_losers_stops_between_two_of_them_when_the_process_drains(
         done = await kit.finish(parked.stored.started.run_id)
     assert done.state == "completed"
     assert service.done == ["s1", "s2", "undo_s2", "undo_s1"]
+
+
+async def test_a_loser_that_runs_again_from_a_step_on_is_undone_again() -> None:
+    service = Service({"end": [TerminalError("broken"), "ok"]})
+    race = f"{{slow: [{undoable('s1')}, {{wait: 1h}}], fast: [{{wait: 1s}}]}}"
+    body = f"steps: [{do('a')}, {{id: race, parallel: {{wait: any, branches: {race}}}}}, {do('end')}]"
+    async with service.kit(body) as kit:
+        failed = await kit.finish((await begin(kit)).stored.started.run_id)
+        assert failed.state == "failed"
+        before = len(service.done)
+        await kit.retry(failed.stored.started.run_id, "race")
+    assert service.done[before:] == ["s1", "undo_s1", "end"]
