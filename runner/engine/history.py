@@ -98,6 +98,7 @@ class History:
         """How many commands it has sent; one that goes out again under its id counts once."""
         self.reply: ReplySent | None = None
         self._layers: dict[str, Layer] = {}
+        self._seen: list[StepFinished | ErrorCaught] = []
         self._open: dict[str, AttemptBegun | CommandSent] = {}
         self._undone_before: frozenset[str] = frozenset()
 
@@ -210,6 +211,7 @@ class History:
 
     def _see(self, record: StepFinished | ErrorCaught) -> None:
         layer, step_id = self._layer_of(record.step_id), base(record.step_id)
+        self._seen.append(record)
         if isinstance(record, ErrorCaught):
             layer.steps[step_id] = _seen(StepState.FAILED, None, record.error, record.attempts)
             return
@@ -366,11 +368,10 @@ class History:
         last_time = self.root.last_time
         self.root = Layer(dict.fromkeys(self._program.homes[""].steps, _SKIPPED), {}, None)
         self._layers.clear()
-        for record in self.finished.values():
-            self._see(record)
-        for key, caught in self.caught.items():
-            if key not in self.finished:
-                self._see(caught)
+        seen, self._seen = self._seen, []
+        for record in seen:
+            if record in (self.finished.get(record.step_id), self.caught.get(record.step_id)):
+                self._see(record)
         self.root.last_time = last_time
 
     def _unfinish(self, step_id: str) -> None:

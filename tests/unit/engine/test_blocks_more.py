@@ -146,3 +146,19 @@ async def test_a_loser_that_runs_again_from_a_step_on_is_undone_again() -> None:
         before = len(service.done)
         await kit.retry(failed.stored.started.run_id, "race")
     assert service.done[before:] == ["s1", "undo_s1", "end"]
+
+
+async def test_a_block_in_a_catch_sees_the_same_when_a_person_lets_it_go_on() -> None:
+    service = Service({"wrong": [TerminalError("broken")], "weak": [TerminalError("broken"), "ok"]})
+    weak = '{id: weak, use: act, with: {what: weak, seen: "{{ steps.w.state }}"}}'
+    body = f"""
+        steps:
+          - id: w
+            use: act
+            with: {{what: wrong}}
+            catch: [{{do: [{{parallel: {{branches: {{a: [{do("first")}, {weak}]}}}}}}]}}]
+    """
+    async with service.kit(body) as kit:
+        failed = await kit.finish((await begin(kit)).stored.started.run_id)
+        await kit.retry(failed.stored.started.run_id)
+    assert [call.fields["seen"] for call in service.calls if call.what == "weak"] == ["failed", "failed"]
