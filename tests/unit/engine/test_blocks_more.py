@@ -46,7 +46,7 @@ async def test_a_branch_that_is_due_costs_nothing_while_the_process_drains() -> 
     gate = Gate()
     service = Service({"long": [gate], "quick": [lambda: drain()]})
     branches = f"a: [{do('long')}], b: [{do('quick')}, {do('then')}]"
-    async with service.kit(f"steps: [{{parallel: {{branches: {{{branches}}}}}}}]") as kit:
+    async with service.kit(f"steps: [{do('first')}, {{parallel: {{branches: {{{branches}}}}}}}]") as kit:
 
         def drain() -> None:
             kit.draining = True
@@ -68,7 +68,7 @@ async def test_a_branch_that_is_due_costs_nothing_while_the_process_drains() -> 
         kit.draining = False
         done = await kit.finish(parked.stored.started.run_id)
     assert done.state == "completed"
-    assert service.done == ["long", "quick", "then"]
+    assert service.done == ["first", "long", "quick", "then"]
 
 
 async def test_an_event_leaves_although_another_branch_goes_on_for_long() -> None:
