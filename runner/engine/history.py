@@ -98,6 +98,8 @@ class History:
         """How many commands it has sent; one that goes out again under its id counts once."""
         self.reply: ReplySent | None = None
         self._layers: dict[str, Layer] = {}
+        self._ends: dict[str, list[str]] = {}
+        """When rounds of a loop ended, in this order."""
         self._seen: list[StepFinished | ErrorCaught] = []
         self._open: dict[str, AttemptBegun | CommandSent] = {}
         self._undone_before: frozenset[str] = frozenset()
@@ -163,9 +165,20 @@ class History:
         if layer is None:
             around, steps = self._around(home, rounds), self._program.homes[home].steps
             layer = self._layers[home + rounds] = Layer(
-                {**around.steps, **dict.fromkeys(steps, _SKIPPED)}, dict(around.variables), around.last_time
+                {**around.steps, **dict.fromkeys(steps, _SKIPPED)},
+                dict(around.variables),
+                self._made_room(home, rounds) or around.last_time,
             )
         return layer
+
+    def _made_room(self, home: str, rounds: str) -> str | None:
+        """When the round ended that made room for this one; None if it was among the first."""
+        loop = self._program.homes[home].loop
+        if loop is None:
+            return None
+        outer, index = _split(rounds)
+        ends, number = self._ends.get(loop.id + outer, ()), index - loop.concurrency
+        return ends[number] if 0 <= number < len(ends) else None
 
     def is_entered(self, home: str, rounds: str) -> bool:
         """Whether anything has happened there."""
@@ -220,6 +233,11 @@ class History:
         layer.last_time = record.finished_at
         if record.state is StepState.COMPLETED and record.action == "set":
             layer.variables.update(record.output)
+        home = self._program.every[step_id].home
+        loop = self._program.homes[home].loop
+        if loop is not None and loop.steps[-1].id == step_id:
+            outer, _ = _split(rounds_of(record.step_id))
+            self._ends.setdefault(loop.id + outer, []).append(record.finished_at)
 
     # --- folding
 
@@ -368,6 +386,7 @@ class History:
         last_time = self.root.last_time
         self.root = Layer(dict.fromkeys(self._program.homes[""].steps, _SKIPPED), {}, None)
         self._layers.clear()
+        self._ends.clear()
         seen, self._seen = self._seen, []
         for record in seen:
             if record in (self.finished.get(record.step_id), self.caught.get(record.step_id)):

@@ -393,8 +393,9 @@ class Run:
 
     def _now(self) -> str:
         self.read_clock = True
-        layer = self.history.root if self.history.failure is not None else self._layer
-        return layer.last_time or self.started.started_at
+        failed = self.history.failure is not None  # then each undoing counts, wherever what it undoes stands
+        times = (self._layer.last_time, self.history.root.last_time if failed else None)
+        return max((time for time in times if time is not None), default=self.started.started_at)
 
     def _uuid(self) -> str:
         self._uuids += 1

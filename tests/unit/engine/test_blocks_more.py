@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from acting import Gate, Service, run, undoable
 
 from runner.errors import RetryableError, TerminalError
 from runner.testing import FlowKit, KitRun
+from runner.times import parse_time
 
 
 def do(name: str, more: str = "") -> str:
@@ -162,3 +164,38 @@ async def test_a_block_in_a_catch_sees_the_same_when_a_person_lets_it_go_on() ->
         failed = await kit.finish((await begin(kit)).stored.started.run_id)
         await kit.retry(failed.stored.started.run_id)
     assert [call.fields["seen"] for call in service.calls if call.what == "weak"] == ["failed", "failed"]
+
+
+HOURLY = """
+    steps:
+      - id: each
+        foreach:
+          in: "[1, 2, 3, 4]"
+          concurrency: CONCURRENCY
+          do:
+            - {id: began, set: {at: "{{ now() }}"}}
+            - {wait: 1h}
+"""
+
+
+@pytest.mark.parametrize(("concurrency", "hours"), [(1, [0, 1, 2, 3]), (3, [0, 0, 0, 1])])
+async def test_a_round_begins_when_an_earlier_one_made_room_for_it(concurrency: int, hours: list[int]) -> None:
+    done = await run(HOURLY.replace("CONCURRENCY", str(concurrency)))
+    assert [hour(done, f"began[{index}]") for index in range(4)] == hours
+
+
+async def test_time_goes_on_in_a_block_of_on_failure() -> None:
+    service = Service({"wrong": [TerminalError("broken")]})
+    done = await run(
+        f"""
+        steps: [{do("wrong")}]
+        on_failure:
+          - foreach: {{in: "[1, 2]", do: [{{wait: 1h}}, {{id: then, set: {{at: "{{{{ now() }}}}"}}}}]}}
+    """,
+        service=service,
+    )
+    assert [hour(done, f"then[{index}]") for index in range(2)] == [1, 2]
+
+
+def hour(run: KitRun, key: str) -> int:
+    return parse_time(run.steps[key].output["at"]).hour
