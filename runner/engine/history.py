@@ -106,6 +106,8 @@ class History:
 
     def add(self, record: Record) -> None:
         """Fold one record in."""
+        if isinstance(record, AttemptBegun | AttemptFailed | BlockBegun | BranchTaken | CommandSent | WaitBegun):
+            self._layer_of(record.step_id)  # it is entered
         match record:
             case StepFinished():
                 self._finish(record)

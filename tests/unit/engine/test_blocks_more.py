@@ -199,3 +199,24 @@ async def test_time_goes_on_in_a_block_of_on_failure() -> None:
 
 def hour(run: KitRun, key: str) -> int:
     return parse_time(run.steps[key].output["at"]).hour
+
+
+async def test_a_round_that_only_waits_runs_to_its_end_although_another_says_that_it_is_enough() -> None:
+    service = Service()
+    done = await run(
+        """
+        steps:
+          - id: each
+            foreach:
+              in: "[0, 1, 2, 3]"
+              concurrency: 3
+              until: item == 2
+              do:
+                - switch: [{when: item == 1, do: [{wait: 2h}]}, {when: item == 3, do: [{wait: 1h}]}]
+                - {when: item > 1, use: act, with: {what: "n{{ item }}"}}
+                - {set: {n: "{{ item }}"}}
+    """,
+        service=service,
+    )
+    assert service.done == ["n2", "n3"]
+    assert done.steps["each"].output == [{"n": 0}, {"n": 1}, {"n": 2}, {"n": 3}]
