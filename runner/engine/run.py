@@ -314,6 +314,8 @@ class Run:
         Raises StoreError.
         """
         async with self._committing:
+            if self._broken is not None:
+                raise self._broken
             if state is None and not suspect and self.owned and not self._has_news:
                 return True  # another line's commit had it all
             return await self._commit(
@@ -370,8 +372,6 @@ class Run:
         return change
 
     async def _commit(self, change: Change) -> bool:
-        if self._broken is not None:
-            raise self._broken
         try:
             if not await self._commit_change(change):
                 return False

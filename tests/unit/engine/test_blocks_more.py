@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
-from acting import Gate, Service, run, undoable
+from acting import Crash, CrashingStore, Gate, Service, run, undoable
 
 from runner.errors import RetryableError, TerminalError
 from runner.testing import FlowKit, KitRun
@@ -220,3 +221,17 @@ async def test_a_round_that_only_waits_runs_to_its_end_although_another_says_tha
     )
     assert service.done == ["n2", "n3"]
     assert done.steps["each"].output == [{"n": 0}, {"n": 1}, {"n": 2}, {"n": 3}]
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+async def test_no_branch_begins_an_effect_when_the_commit_that_it_shared_with_another_has_failed(number: int) -> None:
+    service = Service()
+    branches = f"a: [{do('a1')}, {do('a2')}], b: [{do('b1')}, {do('b2')}]"
+    body = f"steps: [{do('first')}, {{parallel: {{branches: {{{branches}}}}}}}]"
+    async with service.kit(body, store=lambda store: CrashingStore(store, {(number, "before")})) as kit:
+        with contextlib.suppress(Crash):
+            await begin(kit)
+        rows = await kit.store.runs(limit=1)
+        known = (await kit.look(rows[0].id)).steps if rows else {}
+    for before, after in (("first", "a1"), ("first", "b1"), ("a1", "a2"), ("b1", "b2")):
+        assert after not in service.done or before in known
