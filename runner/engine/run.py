@@ -289,7 +289,7 @@ class Run:
     def must_commit(self) -> bool:
         """Something has happened that a crash during the next effect must not undo, or the run's key is not its own
         yet."""
-        if self._committing.locked() or (not self.owned and self.started.key is not None):
+        if self._broken is not None or self._committing.locked() or (not self.owned and self.started.key is not None):
             return True
         if self._cancel_tokens:  # an event that cancels must find it also while the effect goes on
             return True
