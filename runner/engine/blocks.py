@@ -131,6 +131,10 @@ class Blocks:
             for index in range(len(entered), len(begun.items)):
                 if is_enough:
                     return
+                if step.until is not None and step.concurrency > 1:
+                    run.note(
+                        BranchTaken(step_id=key, branch=index)
+                    )  # it runs to its end, whoever says that it is enough
                 yield strand(index)
 
         def told(strand: Strand, outcome: Done | Failed | Stopped) -> str:
@@ -189,10 +193,11 @@ def _lines(frame: Frame, key: str, deadline: datetime | None, at_once: int) -> I
 
 
 def _entered(run: Run, step: Foreach, frame: Frame, items: int) -> int:
-    for index in reversed(range(items)):
+    last = run.history.branches.get(frame.key(step))
+    for index in reversed(range(0 if last is None else last + 1, items)):
         if run.history.is_entered(step.home_of_rounds, f"{frame.rounds}[{index}]"):
             return index + 1
-    return 0
+    return 0 if last is None else last + 1
 
 
 def _failed_in(run: Run, strands: list[Strand]) -> int | None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from runner.engine.history import History
+from runner.engine.history import History, base
 from runner.engine.line import Cut, Frame, Line
 from runner.expressions import Scope
 from runner.message import Outgoing, decode_json
-from runner.plan import Plan, Program
+from runner.plan import Plan, Program, Switch
 from runner.records import (
     Answer,
     Arrival,
@@ -295,7 +295,7 @@ class Run:
             return True
         if self._outgoing or (self.read_clock and (self._records or not self.owned)):
             return True
-        return any(not _rides_along(record) for record in self._records)
+        return any(not self._rides_along(record) for record in self._records)
 
     async def commit(
         self,
@@ -401,12 +401,13 @@ class Run:
         self._uuids += 1
         return str(uuid.uuid5(uuid.UUID(self.id), f"{self._key}\0{self._uuids}"))
 
-
-def _rides_along(record: Record) -> bool:
-    """The same record would be made again after a crash, so that it need not be durable before an effect."""
-    match record:
-        case BranchTaken() | BlockBegun():
-            return True
-        case StepFinished():
-            return record.action in _WITHOUT_EFFECT or record.state is StepState.SKIPPED
-    return False
+    def _rides_along(self, record: Record) -> bool:
+        """The same record would be made again after a crash, so that it need not be durable before an effect."""
+        match record:
+            case BranchTaken():  # which branch came first, or which rounds had begun, need not come out the same
+                return isinstance(self.program.every[base(record.step_id)], Switch)
+            case BlockBegun():
+                return True
+            case StepFinished():
+                return record.action in _WITHOUT_EFFECT or record.state is StepState.SKIPPED
+        return False

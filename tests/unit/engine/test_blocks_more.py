@@ -235,3 +235,29 @@ async def test_no_branch_begins_an_effect_when_the_commit_that_it_shared_with_an
         known = (await kit.look(rows[0].id)).steps if rows else {}
     for before, after in (("first", "a1"), ("first", "b1"), ("a1", "a2"), ("b1", "b2")):
         assert after not in service.done or before in known
+
+
+async def test_a_round_that_a_process_died_in_is_done_again_although_another_says_that_it_is_enough() -> None:
+    long, enough, later = Gate(), Gate("enough"), Gate()
+    service = Service({"n1": [long, "ok"], "n2": [enough], "n3": [later, "ok"]})
+    body = """
+        steps:
+          - {use: act, with: {what: first}}
+          - id: each
+            foreach:
+              in: "[0, 1, 2, 3]"
+              concurrency: 3
+              until: item == 2
+              do: [{id: one, use: act, with: {what: "n{{ item }}"}}]
+    """
+    async with service.kit(body) as kit:
+        going = asyncio.create_task(begin(kit))
+        await asyncio.gather(*(gate.entered.wait() for gate in (long, enough, later)))
+        enough.opened.set()
+        await turns(kit)
+        going.cancel()  # the process is gone
+        await asyncio.gather(going, return_exceptions=True)
+        [row] = await kit.store.runs(limit=1)
+        done = await kit.finish(row.id)
+    assert [service.done.count(f"n{item}") for item in range(4)] == [1, 2, 1, 2]
+    assert len(done.steps["each"].output) == 4
