@@ -64,7 +64,8 @@ class Blocks:
             return _first_failure(ended, key) or Done({name: _output(ended[n]) for n, name in enumerate(names)})
         winner = run.history.branches.get(key)
         if winner is None:
-            return next(o for o in reversed(ended.values()) if isinstance(o, Failed))
+            last = max(strands, key=lambda strand: _failed_at(run, strand))
+            return ended[last.index]
         first = names[winner]
         undone = await self._undo_losers(run, step, frame, first)
         return undone or Done({"winner": first, first: _output(ended[winner])})
@@ -86,11 +87,11 @@ class Blocks:
         return f"branch {name} came first"
 
     async def _undo_losers(self, run: Run, step: Parallel, frame: Frame, winner: str) -> Parked | Failed | None:
-        """At once, in reverse. One that cannot be undone fails the block: then all is undone, and a person is told."""
+        """At once, in reverse. One that cannot be undone fails the block, once the others are undone."""
         error = Error(type="cancelled", message=f"branch {winner} came first", retryable=False, step=frame.key(step))
         shown = msgspec.structs.asdict(error)
         homes = [step.home_of(name) for name in step.branches if name != winner]
-        line = Line(is_undoing=True)
+        line, stuck = Line(is_undoing=True), None
         for key, loser, undo in list(undo_plan(run.program, run.history)):
             if not any(run.history.is_inside(key, home, frame.rounds) for home in homes):
                 continue
@@ -98,13 +99,15 @@ class Blocks:
             names = {**run.history.names(loser.home, rounds), "error": shown}
             there = Frame(line=line, home=loser.home, rounds=rounds, names=names)
             if there.key(undo) not in run.history.undone:
+                if self._hands.draining():
+                    return Parked(self._hands.clock.now())
                 parked = await self._undo(run, undo, there, key)
                 if parked is not None:
                     return parked
             record = run.history.undone[there.key(undo)]
             if record.state is StepState.FAILED and record.error is not None:
-                return Failed(record.error)
-        return None
+                stuck = stuck or Failed(record.error)
+        return stuck
 
     # --- foreach
 
@@ -128,6 +131,10 @@ class Blocks:
             for index in range(len(entered), len(begun.items)):
                 if is_enough:
                     return
+                if step.until is not None and step.concurrency > 1:
+                    run.note(
+                        BranchTaken(step_id=key, branch=index)
+                    )  # it runs to its end, whoever says that it is enough
                 yield strand(index)
 
         def told(strand: Strand, outcome: Done | Failed | Stopped) -> str:
@@ -186,10 +193,11 @@ def _lines(frame: Frame, key: str, deadline: datetime | None, at_once: int) -> I
 
 
 def _entered(run: Run, step: Foreach, frame: Frame, items: int) -> int:
-    for index in reversed(range(items)):
+    last = run.history.branches.get(frame.key(step))
+    for index in reversed(range(0 if last is None else last + 1, items)):
         if run.history.is_entered(step.home_of_rounds, f"{frame.rounds}[{index}]"):
             return index + 1
-    return 0
+    return 0 if last is None else last + 1
 
 
 def _failed_in(run: Run, strands: list[Strand]) -> int | None:
@@ -199,6 +207,13 @@ def _failed_in(run: Run, strands: list[Strand]) -> int | None:
         if any(record is not None and record.state is StepState.FAILED for record in records):
             return strand.index
     return None
+
+
+def _failed_at(run: Run, strand: Strand) -> int:
+    """When it failed, also if that was before the run was taken up again: the number of the record that says so."""
+    order = list(run.history.finished)
+    records = (run.history.broken(step, strand.frame.rounds) for step in strand.steps)
+    return max((order.index(record.step_id) for record in records if record is not None), default=-1)
 
 
 def _end_others(strands: list[Strand], decided: int | None) -> None:
