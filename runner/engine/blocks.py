@@ -115,42 +115,12 @@ class Blocks:
         """A round for each item, so many at once, until one holds the condition, or fails."""
         key = frame.key(step)
         begun = self._begin(run, step, key, lambda: self._items(run, step, frame))
-        lines = _lines(frame, key, _deadline(run, step, begun), step.concurrency)
-        ended: dict[int, Outcome] = {}
-        is_enough = False
-
-        def strand(index: int) -> Strand:
-            return Strand(index, step.steps, frame.in_round(step, index, begun.items[index], next(lines)))
-
-        # Rounds begin in order: those up to the last that has left a trace had begun before a crash.
-        entered = [strand(index) for index in range(_entered(run, step, frame, len(begun.items)))]
-        _end_others(entered, _failed_in(run, entered))
-
-        def rounds() -> Iterator[Strand]:
-            yield from entered  # to their ends, also if one of them says that it is enough
-            for index in range(len(entered), len(begun.items)):
-                if is_enough:
-                    return
-                if step.until is not None and step.concurrency > 1:
-                    run.note(
-                        BranchTaken(step_id=key, branch=index)
-                    )  # it runs to its end, whoever says that it is enough
-                yield strand(index)
-
-        def told(strand: Strand, outcome: Done | Failed | Stopped) -> str:
-            nonlocal is_enough
-            if isinstance(outcome, Done):
-                try:
-                    is_enough = is_enough or self._says_enough(run, step, strand.frame)
-                except ExpressionError as error:
-                    text = f"`until`: {error}"
-                    outcome = Failed(Error(type="expression", message=text, retryable=False, step=key))
-            ended[strand.index] = outcome
-            return "" if isinstance(outcome, Done) else f"round {strand.index} ended it"
-
-        parked = await Together(run, rounds(), step.concurrency, told).go(self._hands)
+        loop = _Loop(run, step, frame, begun)
+        loop.take_up()
+        parked = await Together(run, loop.rounds(), step.concurrency, loop.told).go(self._hands)
         if parked is not None:
             return parked
+        ended = loop.ended
         decisive = _decisive(ended, key)
         if decisive is not None:
             return decisive
@@ -164,11 +134,6 @@ class Blocks:
             raise ExpressionError(f"the list has {len(items)} items, the limit is {MAX_ITEMS}: emit an event for each")
         return items
 
-    def _says_enough(self, run: Run, step: Foreach, frame: Frame) -> bool:
-        if step.until is None:
-            return False
-        return holds(step.until.evaluate(run.scope(f"{frame.key(step)}\0until", frame)))
-
     # --- both
 
     def _begin(self, run: Run, step: Parallel | Foreach, key: str, items: Callable[[], list[Any]]) -> BlockBegun:
@@ -177,6 +142,68 @@ class Blocks:
             begun = BlockBegun(step_id=key, at=rfc3339(self._hands.clock.now()), items=items())
             run.note(begun)
         return begun
+
+
+class _Loop:
+    """The rounds of a `foreach`. They begin in order: those up to the last that has left a trace had begun before."""
+
+    def __init__(self, run: Run, step: Foreach, frame: Frame, begun: BlockBegun) -> None:
+        self.ended: dict[int, Outcome] = {}
+        self._run = run
+        self._step = step
+        self._frame = frame
+        self._items = begun.items
+        self._key = frame.key(step)
+        self._lines = _lines(frame, self._key, _deadline(run, step, begun), step.concurrency)
+        self._entered: list[Strand] = []
+        self._next = 0
+        self._is_over = False
+        """No further round begins."""
+
+    def take_up(self) -> None:
+        """What had begun before: rounds that are through take nobody's place."""
+        self._next = _entered(self._run, self._step, self._frame, len(self._items))
+        for index in range(self._next):
+            passed = _passed(self._run, self._step, f"{self._frame.rounds}[{index}]")
+            if passed is None:
+                self._entered.append(self._strand(index))
+            elif self._step.until is None:
+                self.ended[index] = passed
+            else:
+                self._is_over = bool(self.told(self._strand(index), passed)) or self._is_over
+        failed = any(isinstance(outcome, Failed) for outcome in self.ended.values())
+        _end_others(self._entered, -1 if failed else _failed_in(self._run, self._entered))
+
+    def rounds(self) -> Iterator[Strand]:
+        """Those to be run, in order; those that had begun to their ends, also if one says that it is enough."""
+        yield from self._entered
+        for index in range(self._next, len(self._items)):
+            if self._is_over:
+                return
+            if self._step.until is not None and self._step.concurrency > 1:
+                # It runs to its end, whoever says that it is enough: also after a crash.
+                self._run.note(BranchTaken(step_id=self._key, branch=index))
+            yield self._strand(index)
+
+    def told(self, strand: Strand, outcome: Done | Failed | Stopped) -> str:
+        """A round has ended; why it ends the loop, if it does."""
+        if isinstance(outcome, Done):
+            try:
+                self._is_over = self._is_over or self._says_enough(strand.frame)
+            except ExpressionError as error:
+                text = f"`until`: {error}"
+                outcome = Failed(Error(type="expression", message=text, retryable=False, step=self._key))
+        self.ended[strand.index] = outcome
+        return "" if isinstance(outcome, Done) else f"round {strand.index} ended it"
+
+    def _strand(self, index: int) -> Strand:
+        frame = self._frame.in_round(self._step, index, self._items[index], next(self._lines))
+        return Strand(index, self._step.steps, frame)
+
+    def _says_enough(self, frame: Frame) -> bool:
+        if self._step.until is None:
+            return False
+        return holds(self._step.until.evaluate(self._run.scope(f"{frame.key(self._step)}\0until", frame)))
 
 
 def _deadline(run: Run, step: Parallel | Foreach, begun: BlockBegun) -> datetime | None:
@@ -198,6 +225,17 @@ def _entered(run: Run, step: Foreach, frame: Frame, items: int) -> int:
         if run.history.is_entered(step.home_of_rounds, f"{frame.rounds}[{index}]"):
             return index + 1
     return 0 if last is None else last + 1
+
+
+def _passed(run: Run, step: Foreach, rounds: str) -> Done | None:
+    """What a round gave that is through; None if something of it is left to be done, or failed."""
+    output: Any = None
+    for each in step.steps:
+        record = run.history.finished.get(each.id + rounds)
+        if record is None or run.history.broken(each, rounds) is not None:
+            return None
+        output = record.output if record.state is not StepState.SKIPPED else output
+    return Done(output)
 
 
 def _failed_in(run: Run, strands: list[Strand]) -> int | None:
