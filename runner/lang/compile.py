@@ -25,7 +25,7 @@ from runner.lang.load import Sources, load
 from runner.lang.payloads import Payloads
 from runner.lang.policies import duration_s, retry_policy, send_policy, undo_policy
 from runner.lang.project import Declarations, gather
-from runner.lang.rules import RULES
+from runner.lang.rules import RULES, WHOLE
 from runner.plan import (
     Binding,
     Branch,
@@ -113,6 +113,8 @@ def compile_project(
     # What has the wrong shape is not asked for its meaning: one mistake, one diagnostic.
     for faults in (payloads.diagnostics, *(rule(declarations) for rule in RULES)):
         found += (fault for fault in faults if fault.span not in misshapen)
+    if not any(fault.is_error for fault in found):
+        found += (fault for rule in WHOLE for fault in rule(declarations))
     diagnostics = tuple(sorted(set(found), key=lambda diagnostic: diagnostic.sort_key))
     documents |= payloads.documents
     if any(fault.is_error for fault in found):
