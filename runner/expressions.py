@@ -81,6 +81,8 @@ class Expression:
     reads: tuple[Read, ...]
     evaluate: Evaluate
     """Raises ExpressionError."""
+    pieces: tuple[nodes.Node, ...] = ()
+    """Jinja2's syntax tree: of one value, or the texts and values that a text is made of."""
 
 
 def holds(value: object) -> bool:
@@ -100,7 +102,7 @@ def parse_expression(source: str) -> Expression:
         if not parser.stream.eos:
             _fail_at(source, parser.stream.current.lineno, "this does not belong to the expression")
         evaluate = compiler.top(tree)
-    return Expression(source, tuple(compiler.reads), _guard(source, evaluate))
+    return Expression(source, tuple(compiler.reads), _guard(source, evaluate), (tree,))
 
 
 @lru_cache(maxsize=8192)
@@ -120,10 +122,10 @@ def parse_template(source: str) -> Expression:
             pieces.extend(node.nodes)
         solid = [p for p in pieces if not (isinstance(p, nodes.TemplateData) and not p.data.strip())]
         if len(solid) == 1 and not isinstance(solid[0], nodes.TemplateData):
-            evaluate = compiler.top(solid[0])
+            evaluate, pieces = compiler.top(solid[0]), solid
         else:
             evaluate = _text([_piece(compiler, p) for p in pieces])
-    return Expression(source, tuple(compiler.reads), _guard(source, evaluate))
+    return Expression(source, tuple(compiler.reads), _guard(source, evaluate), tuple(pieces))
 
 
 def compile_value(value: object) -> Evaluate:

@@ -117,7 +117,7 @@ class BlockBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
 class BranchTaken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="branch"):
     """The branch that a switch took, so that it is not decided again after a crash; None if none held. Of a `parallel`
-    that waits for any: the one that came first."""
+    that waits for any: the one that came first. Of a `foreach` with `until`: the last round that has begun."""
 
     step_id: str
     branch: int | None

@@ -64,7 +64,8 @@ class Blocks:
             return _first_failure(ended, key) or Done({name: _output(ended[n]) for n, name in enumerate(names)})
         winner = run.history.branches.get(key)
         if winner is None:
-            return next(o for o in reversed(ended.values()) if isinstance(o, Failed))
+            last = max(strands, key=lambda strand: _failed_at(run, strand))
+            return ended[last.index]
         first = names[winner]
         undone = await self._undo_losers(run, step, frame, first)
         return undone or Done({"winner": first, first: _output(ended[winner])})
@@ -86,11 +87,11 @@ class Blocks:
         return f"branch {name} came first"
 
     async def _undo_losers(self, run: Run, step: Parallel, frame: Frame, winner: str) -> Parked | Failed | None:
-        """At once, in reverse. One that cannot be undone fails the block: then all is undone, and a person is told."""
+        """At once, in reverse. One that cannot be undone fails the block, once the others are undone."""
         error = Error(type="cancelled", message=f"branch {winner} came first", retryable=False, step=frame.key(step))
         shown = msgspec.structs.asdict(error)
         homes = [step.home_of(name) for name in step.branches if name != winner]
-        line = Line(is_undoing=True)
+        line, stuck = Line(is_undoing=True), None
         for key, loser, undo in list(undo_plan(run.program, run.history)):
             if not any(run.history.is_inside(key, home, frame.rounds) for home in homes):
                 continue
@@ -98,13 +99,15 @@ class Blocks:
             names = {**run.history.names(loser.home, rounds), "error": shown}
             there = Frame(line=line, home=loser.home, rounds=rounds, names=names)
             if there.key(undo) not in run.history.undone:
+                if self._hands.draining():
+                    return Parked(self._hands.clock.now())
                 parked = await self._undo(run, undo, there, key)
                 if parked is not None:
                     return parked
             record = run.history.undone[there.key(undo)]
             if record.state is StepState.FAILED and record.error is not None:
-                return Failed(record.error)
-        return None
+                stuck = stuck or Failed(record.error)
+        return stuck
 
     # --- foreach
 
@@ -112,38 +115,12 @@ class Blocks:
         """A round for each item, so many at once, until one holds the condition, or fails."""
         key = frame.key(step)
         begun = self._begin(run, step, key, lambda: self._items(run, step, frame))
-        lines = _lines(frame, key, _deadline(run, step, begun), step.concurrency)
-        ended: dict[int, Outcome] = {}
-        is_enough = False
-
-        def strand(index: int) -> Strand:
-            return Strand(index, step.steps, frame.in_round(step, index, begun.items[index], next(lines)))
-
-        # Rounds begin in order: those up to the last that has left a trace had begun before a crash.
-        entered = [strand(index) for index in range(_entered(run, step, frame, len(begun.items)))]
-        _end_others(entered, _failed_in(run, entered))
-
-        def rounds() -> Iterator[Strand]:
-            yield from entered  # to their ends, also if one of them says that it is enough
-            for index in range(len(entered), len(begun.items)):
-                if is_enough:
-                    return
-                yield strand(index)
-
-        def told(strand: Strand, outcome: Done | Failed | Stopped) -> str:
-            nonlocal is_enough
-            if isinstance(outcome, Done):
-                try:
-                    is_enough = is_enough or self._says_enough(run, step, strand.frame)
-                except ExpressionError as error:
-                    text = f"`until`: {error}"
-                    outcome = Failed(Error(type="expression", message=text, retryable=False, step=key))
-            ended[strand.index] = outcome
-            return "" if isinstance(outcome, Done) else f"round {strand.index} ended it"
-
-        parked = await Together(run, rounds(), step.concurrency, told).go(self._hands)
+        loop = _Loop(run, step, frame, begun)
+        loop.take_up()
+        parked = await Together(run, loop.rounds(), step.concurrency, loop.told).go(self._hands)
         if parked is not None:
             return parked
+        ended = loop.ended
         decisive = _decisive(ended, key)
         if decisive is not None:
             return decisive
@@ -157,11 +134,6 @@ class Blocks:
             raise ExpressionError(f"the list has {len(items)} items, the limit is {MAX_ITEMS}: emit an event for each")
         return items
 
-    def _says_enough(self, run: Run, step: Foreach, frame: Frame) -> bool:
-        if step.until is None:
-            return False
-        return holds(step.until.evaluate(run.scope(f"{frame.key(step)}\0until", frame)))
-
     # --- both
 
     def _begin(self, run: Run, step: Parallel | Foreach, key: str, items: Callable[[], list[Any]]) -> BlockBegun:
@@ -170,6 +142,68 @@ class Blocks:
             begun = BlockBegun(step_id=key, at=rfc3339(self._hands.clock.now()), items=items())
             run.note(begun)
         return begun
+
+
+class _Loop:
+    """The rounds of a `foreach`. They begin in order: those up to the last that has left a trace had begun before."""
+
+    def __init__(self, run: Run, step: Foreach, frame: Frame, begun: BlockBegun) -> None:
+        self.ended: dict[int, Outcome] = {}
+        self._run = run
+        self._step = step
+        self._frame = frame
+        self._items = begun.items
+        self._key = frame.key(step)
+        self._lines = _lines(frame, self._key, _deadline(run, step, begun), step.concurrency)
+        self._entered: list[Strand] = []
+        self._next = 0
+        self._is_over = False
+        """No further round begins."""
+
+    def take_up(self) -> None:
+        """What had begun before: rounds that are through take nobody's place."""
+        self._next = _entered(self._run, self._step, self._frame, len(self._items))
+        for index in range(self._next):
+            passed = _passed(self._run, self._step, f"{self._frame.rounds}[{index}]")
+            if passed is None:
+                self._entered.append(self._strand(index))
+            elif self._step.until is None:
+                self.ended[index] = passed
+            else:
+                self._is_over = bool(self.told(self._strand(index), passed)) or self._is_over
+        failed = any(isinstance(outcome, Failed) for outcome in self.ended.values())
+        _end_others(self._entered, -1 if failed else _failed_in(self._run, self._entered))
+
+    def rounds(self) -> Iterator[Strand]:
+        """Those to be run, in order; those that had begun to their ends, also if one says that it is enough."""
+        yield from self._entered
+        for index in range(self._next, len(self._items)):
+            if self._is_over:
+                return
+            if self._step.until is not None and self._step.concurrency > 1:
+                # It runs to its end, whoever says that it is enough: also after a crash.
+                self._run.note(BranchTaken(step_id=self._key, branch=index))
+            yield self._strand(index)
+
+    def told(self, strand: Strand, outcome: Done | Failed | Stopped) -> str:
+        """A round has ended; why it ends the loop, if it does."""
+        if isinstance(outcome, Done):
+            try:
+                self._is_over = self._is_over or self._says_enough(strand.frame)
+            except ExpressionError as error:
+                text = f"`until`: {error}"
+                outcome = Failed(Error(type="expression", message=text, retryable=False, step=self._key))
+        self.ended[strand.index] = outcome
+        return "" if isinstance(outcome, Done) else f"round {strand.index} ended it"
+
+    def _strand(self, index: int) -> Strand:
+        frame = self._frame.in_round(self._step, index, self._items[index], next(self._lines))
+        return Strand(index, self._step.steps, frame)
+
+    def _says_enough(self, frame: Frame) -> bool:
+        if self._step.until is None:
+            return False
+        return holds(self._step.until.evaluate(self._run.scope(f"{frame.key(self._step)}\0until", frame)))
 
 
 def _deadline(run: Run, step: Parallel | Foreach, begun: BlockBegun) -> datetime | None:
@@ -186,10 +220,22 @@ def _lines(frame: Frame, key: str, deadline: datetime | None, at_once: int) -> I
 
 
 def _entered(run: Run, step: Foreach, frame: Frame, items: int) -> int:
-    for index in reversed(range(items)):
+    last = run.history.branches.get(frame.key(step))
+    for index in reversed(range(0 if last is None else last + 1, items)):
         if run.history.is_entered(step.home_of_rounds, f"{frame.rounds}[{index}]"):
             return index + 1
-    return 0
+    return 0 if last is None else last + 1
+
+
+def _passed(run: Run, step: Foreach, rounds: str) -> Done | None:
+    """What a round gave that is through; None if something of it is left to be done, or failed."""
+    output: Any = None
+    for each in step.steps:
+        record = run.history.finished.get(each.id + rounds)
+        if record is None or run.history.broken(each, rounds) is not None:
+            return None
+        output = record.output if record.state is not StepState.SKIPPED else output
+    return Done(output)
 
 
 def _failed_in(run: Run, strands: list[Strand]) -> int | None:
@@ -199,6 +245,13 @@ def _failed_in(run: Run, strands: list[Strand]) -> int | None:
         if any(record is not None and record.state is StepState.FAILED for record in records):
             return strand.index
     return None
+
+
+def _failed_at(run: Run, strand: Strand) -> int:
+    """When it failed, also if that was before the run was taken up again: the number of the record that says so."""
+    order = list(run.history.finished)
+    records = (run.history.broken(step, strand.frame.rounds) for step in strand.steps)
+    return max((order.index(record.step_id) for record in records if record is not None), default=-1)
 
 
 def _end_others(strands: list[Strand], decided: int | None) -> None:

@@ -98,11 +98,16 @@ class History:
         """How many commands it has sent; one that goes out again under its id counts once."""
         self.reply: ReplySent | None = None
         self._layers: dict[str, Layer] = {}
+        self._ends: dict[str, list[str]] = {}
+        """When rounds of a loop ended, in this order."""
+        self._seen: list[StepFinished | ErrorCaught] = []
         self._open: dict[str, AttemptBegun | CommandSent] = {}
         self._undone_before: frozenset[str] = frozenset()
 
     def add(self, record: Record) -> None:
         """Fold one record in."""
+        if isinstance(record, AttemptBegun | AttemptFailed | BlockBegun | BranchTaken | CommandSent | WaitBegun):
+            self._layer_of(record.step_id)  # it is entered
         match record:
             case StepFinished():
                 self._finish(record)
@@ -162,9 +167,20 @@ class History:
         if layer is None:
             around, steps = self._around(home, rounds), self._program.homes[home].steps
             layer = self._layers[home + rounds] = Layer(
-                {**around.steps, **dict.fromkeys(steps, _SKIPPED)}, dict(around.variables), around.last_time
+                {**around.steps, **dict.fromkeys(steps, _SKIPPED)},
+                dict(around.variables),
+                self._made_room(home, rounds) or around.last_time,
             )
         return layer
+
+    def _made_room(self, home: str, rounds: str) -> str | None:
+        """When the round ended that made room for this one; None if it was among the first."""
+        loop = self._program.homes[home].loop
+        if loop is None:
+            return None
+        outer, index = _split(rounds)
+        ends, number = self._ends.get(loop.id + outer, ()), index - loop.concurrency
+        return ends[number] if 0 <= number < len(ends) else None
 
     def is_entered(self, home: str, rounds: str) -> bool:
         """Whether anything has happened there."""
@@ -210,6 +226,7 @@ class History:
 
     def _see(self, record: StepFinished | ErrorCaught) -> None:
         layer, step_id = self._layer_of(record.step_id), base(record.step_id)
+        self._seen.append(record)
         if isinstance(record, ErrorCaught):
             layer.steps[step_id] = _seen(StepState.FAILED, None, record.error, record.attempts)
             return
@@ -218,6 +235,11 @@ class History:
         layer.last_time = record.finished_at
         if record.state is StepState.COMPLETED and record.action == "set":
             layer.variables.update(record.output)
+        home = self._program.every[step_id].home
+        loop = self._program.homes[home].loop
+        if loop is not None and loop.steps[-1].id == step_id:
+            outer, _ = _split(rounds_of(record.step_id))
+            self._ends.setdefault(loop.id + outer, []).append(record.finished_at)
 
     # --- folding
 
@@ -366,11 +388,11 @@ class History:
         last_time = self.root.last_time
         self.root = Layer(dict.fromkeys(self._program.homes[""].steps, _SKIPPED), {}, None)
         self._layers.clear()
-        for record in self.finished.values():
-            self._see(record)
-        for key, caught in self.caught.items():
-            if key not in self.finished:
-                self._see(caught)
+        self._ends.clear()
+        seen, self._seen = self._seen, []
+        for record in seen:
+            if record in (self.finished.get(record.step_id), self.caught.get(record.step_id)):
+                self._see(record)
         self.root.last_time = last_time
 
     def _unfinish(self, step_id: str) -> None:
@@ -387,6 +409,9 @@ class History:
             self.unanswered[step_id] = self.sent[step_id]
         for known in (self.attempts, self.blocks, self.branches, self.caught, self._open, self.sent, self.waits):
             known.pop(step_id, None)
+        for undo in self._program.every[base(step_id)].undo:  # of a loser that runs again, and may lose again
+            for done in (self.undone, self.attempts, self.sent):
+                done.pop(undo.step.id + rounds_of(step_id), None)
         self._unfinish(step_id)
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from runner.engine.history import History
+from runner.engine.history import History, base
 from runner.engine.line import Cut, Frame, Line
 from runner.expressions import Scope
 from runner.message import Outgoing, decode_json
-from runner.plan import Plan, Program
+from runner.plan import Plan, Program, Switch
 from runner.records import (
     Answer,
     Arrival,
@@ -296,13 +296,13 @@ class Run:
     def must_commit(self) -> bool:
         """Something has happened that a crash during the next effect must not undo, or the run's key is not its own
         yet."""
-        if self._committing.locked() or (not self.owned and self.started.key is not None):
+        if self._broken is not None or self._committing.locked() or (not self.owned and self.started.key is not None):
             return True
         if self._cancel_tokens:  # an event that cancels must find it also while the effect goes on
             return True
         if self._outgoing or (self.read_clock and (self._records or not self.owned)):
             return True
-        return any(not _rides_along(record) for record in self._records)
+        return any(not self._rides_along(record) for record in self._records)
 
     async def commit(
         self,
@@ -322,6 +322,8 @@ class Run:
         """
         wanted = self._noted
         async with self._committing:
+            if self._broken is not None:
+                raise self._broken
             if state is None and not suspect and self.owned and self._durable >= wanted:
                 return True  # another line's commit had it all
             return await self._commit(
@@ -375,8 +377,6 @@ class Run:
         return change
 
     async def _commit(self, change: Change) -> bool:
-        if self._broken is not None:
-            raise self._broken
         try:
             if not await self._commit_change(change):
                 return False
@@ -399,19 +399,21 @@ class Run:
 
     def _now(self) -> str:
         self.read_clock = True
-        layer = self.history.root if self.history.failure is not None else self._layer
-        return layer.last_time or self.started.started_at
+        failed = self.history.failure is not None  # then each undoing counts, wherever what it undoes stands
+        times = (self._layer.last_time, self.history.root.last_time if failed else None)
+        return max((time for time in times if time is not None), default=self.started.started_at)
 
     def _uuid(self) -> str:
         self._uuids += 1
         return str(uuid.uuid5(uuid.UUID(self.id), f"{self._key}\0{self._uuids}"))
 
-
-def _rides_along(record: Record) -> bool:
-    """The same record would be made again after a crash, so that it need not be durable before an effect."""
-    match record:
-        case BranchTaken() | BlockBegun():
-            return True
-        case StepFinished():
-            return record.action in _WITHOUT_EFFECT or record.state is StepState.SKIPPED
-    return False
+    def _rides_along(self, record: Record) -> bool:
+        """The same record would be made again after a crash, so that it need not be durable before an effect."""
+        match record:
+            case BranchTaken():  # which branch came first, or which rounds had begun, need not come out the same
+                return isinstance(self.program.every[base(record.step_id)], Switch)
+            case BlockBegun():
+                return True
+            case StepFinished():
+                return record.action in _WITHOUT_EFFECT or record.state is StepState.SKIPPED
+        return False

@@ -50,6 +50,8 @@ class Together:
         self._judge = judge
         self._going: dict[asyncio.Task[Outcome], Strand] = {}
         self._waiting: dict[Strand, Parked] = {}
+        self._told: set[Strand] = set()
+        """Those that know that they are over: one may have to wait all the same, to undo what it did."""
         self._is_decided = False
 
     async def go(self, hands: Hands) -> Parked | None:
@@ -60,8 +62,8 @@ class Together:
                 looked_at = self._run.news
                 for task in await self._next(hands, looked_at):
                     self._take(task)
-                if self._going and self._waiting and self._run.must_commit:
-                    await commit(self._run)  # what a strand sends or waits for must not wait for the others
+                if self._going and self._run.must_commit:
+                    await commit(self._run)  # what a strand did, sends or waits for must not wait for the others
                 self._wake(hands, everyone=looked_at.is_set())
                 self._begin(hands)
         except BaseException:
@@ -82,21 +84,22 @@ class Together:
     def _start(self, strand: Strand, hands: Hands) -> None:
         self._going[asyncio.create_task(hands.block(self._run, strand.steps, strand.frame))] = strand
 
-    async def _next(self, hands: Hands, news: asyncio.Event) -> set[asyncio.Task[Outcome]]:
-        """Those that have ended, or been parked, since; none when it is time for one that waits to look."""
+    async def _next(self, hands: Hands, news: asyncio.Event) -> list[asyncio.Task[Outcome]]:
+        """Those that have ended, or been parked, since, in the order in which they began; none when it is time for one
+        that waits to look."""
         if not self._waiting:
-            done, _ = await asyncio.wait(self._going, return_when=asyncio.FIRST_COMPLETED)
-            return done
+            await asyncio.wait(self._going, return_when=asyncio.FIRST_COMPLETED)
+            return [task for task in self._going if task.done()]
         self._run.listening += 1
         told = asyncio.create_task(news.wait())
         try:
             due_in_s = (min(wait.due_at for wait in self._waiting.values()) - hands.clock.now()).total_seconds()
-            look_in_s = min(max(due_in_s, 0.0), LOOK_S)
+            look_in_s = LOOK_S if hands.draining() else min(max(due_in_s, 0.0), LOOK_S)
             await asyncio.wait([*self._going, told], timeout=look_in_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             told.cancel()
             self._run.listening -= 1
-        return {task for task in self._going if task.done()}
+        return [task for task in self._going if task.done()]
 
     def _take(self, task: asyncio.Task[Outcome]) -> None:
         strand, outcome = self._going.pop(task), task.result()
@@ -114,7 +117,10 @@ class Together:
         now, others_go_on = hands.clock.now(), bool(self._going)
         for strand, wait in list(self._waiting.items()):
             is_due = others_go_on and (everyone or wait.due_at <= now)
-            if is_due or strand.frame.line.over(now) is not None:
+            is_over = strand not in self._told and strand.frame.line.over(now) is not None
+            if is_over:
+                self._told.add(strand)
+            if is_due or is_over:
                 del self._waiting[strand]
                 self._start(strand, hands)
 

@@ -26,7 +26,7 @@ from runner.lang.load import Sources, load
 from runner.lang.payloads import Payloads
 from runner.lang.policies import duration_s, retry_policy, send_policy, undo_policy
 from runner.lang.project import Declarations, gather
-from runner.lang.rules import RULES
+from runner.lang.rules import RULES, WHOLE
 from runner.plan import (
     Binding,
     Branch,
@@ -114,7 +114,10 @@ def compile_project(
     # What has the wrong shape is not asked for its meaning: one mistake, one diagnostic.
     for faults in (payloads.diagnostics, *(rule(declarations) for rule in RULES)):
         found += (fault for fault in faults if fault.span not in misshapen)
-    checked_all = declarations.complete and signatures is not None and signatures_complete
+    errors = any(fault.is_error for fault in without_ignored(found, documents, complete=False))
+    if not errors:
+        found += (fault for rule in WHOLE for fault in rule(declarations))
+    checked_all = not errors and declarations.complete and signatures is not None and signatures_complete
     found = without_ignored(set(found), documents, complete=checked_all)
     diagnostics = tuple(sorted(found, key=lambda diagnostic: diagnostic.sort_key))
     documents |= payloads.documents

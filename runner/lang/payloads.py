@@ -26,6 +26,7 @@ from runner.lang.references import (
     references_in,
 )
 from runner.lang.schema_faults import schema_faults
+from runner.lang.types import Follow, Type, of_schema
 from runner.plan import Check
 from runner.source import Document, Node, ScalarNode, Span, plain
 
@@ -42,6 +43,8 @@ class Payload:
     """The schema itself, with a `$ref` at its top followed."""
     base: str = ""
     """Where relative references inside `outline` count from."""
+    root: Any = None
+    """What references without a file, `#/$defs/x`, count from."""
 
     def fits_anything(self) -> bool:
         """It says nothing of the payload."""
@@ -91,8 +94,27 @@ class Payloads:
         except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
             self._report("FR302", f"this schema cannot be used: {_first_line(error)}", narrow(node))
             return Payload(accept_all)
-        outline, base = self._outline(written, base)
-        return Payload(_check(validator), outline, base)
+        outline, base, root = self._outline(written, base)
+        return Payload(_check(validator), outline, base, root)
+
+    def type_of(self, payload: Payload) -> Type:
+        """What is known of a payload before it comes."""
+        return of_schema(payload.outline, self._follow(payload.base, payload.root))
+
+    def _follow(self, base: str, root: Any) -> Follow:
+        def follow(reference: str) -> tuple[Any, Follow] | None:
+            target, fragment = urldefrag(reference)
+            there, schema = base, root
+            if target:
+                name = file_of(target, base.removeprefix(_SCHEME))
+                if name is None or name not in self.documents:
+                    return None
+                there, schema = _SCHEME + name, self._retrieve(_SCHEME + name)
+            if fragment and not fragment.startswith("/"):
+                return None
+            return _at(schema, fragment), self._follow(there, schema)
+
+        return follow
 
     def fragment_check(self, payload: Payload, schema: Any) -> Check:
         """A check for a schema that stands inside a payload's outline."""
@@ -155,23 +177,34 @@ class Payloads:
             raise ValueError("only files of the project can be referred to")
         return _without_id(plain(document.root))
 
-    def _outline(self, schema: Any, base: str) -> tuple[Mapping[str, Any], str]:
+    def _outline(self, schema: Any, base: str) -> tuple[Mapping[str, Any], str, Any]:
+        root = schema
         for _ in range(10):
             if not isinstance(schema, dict):
-                return ANYTHING, base
+                break
             if set(schema) - {"$ref", "description", "title", "$schema"} or "$ref" not in schema:
-                return schema, base
+                return schema, base, root
             target, fragment = urldefrag(schema["$ref"])
             name = file_of(target, base.removeprefix(_SCHEME)) if target else base.removeprefix(_SCHEME)
             if name is None or (not target and fragment):
-                return ANYTHING, base
-            schema, base = self._retrieve(_SCHEME + name), _SCHEME + name
-            for part in filter(None, fragment.split("/")):
-                schema = schema.get(unquote(part), ANYTHING) if isinstance(schema, dict) else ANYTHING
-        return ANYTHING, base
+                break
+            root, base = self._retrieve(_SCHEME + name), _SCHEME + name
+            schema = _at(root, fragment)
+        return ANYTHING, base, root
 
     def _report(self, code: str, summary: str, span: Span, *, help: str | None = None) -> None:
         self.diagnostics.append(Diagnostic(code=code, summary=summary, span=span, help=help))
+
+
+def _at(schema: Any, fragment: str) -> Any:
+    """What a JSON pointer names in a schema."""
+    for part in fragment.split("/")[1:]:
+        name = unquote(part).replace("~1", "/").replace("~0", "~")
+        if isinstance(schema, list) and name.isdecimal() and int(name) < len(schema):
+            schema = schema[int(name)]
+        else:
+            schema = schema.get(name, ANYTHING) if isinstance(schema, dict) else ANYTHING
+    return schema
 
 
 def _without_id(schema: Any) -> Any:

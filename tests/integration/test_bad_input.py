@@ -20,6 +20,7 @@ flow: shop
 uses: {env: [SHOP_URL, SHOP_NAME], secrets: [TOKEN]}
 events:
   order.placed:
+    external: true
     schema: {type: object, required: [how], properties: {how: {type: string}}}
     subject: "order/{{ event.how }}"
 routes:

@@ -9,7 +9,7 @@ from runner.plan import Plan
 TEXTS = {
     "flows/orders.yaml": """\
 flow: orders
-events: {order.placed: {schema: {$ref: ../schemas/order.json}}}
+events: {order.placed: {external: true, schema: {$ref: ../schemas/order.json}}}
 routes: [{on: order.placed, to: fulfil}]
 handlers:
   fulfil:

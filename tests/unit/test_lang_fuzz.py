@@ -59,7 +59,7 @@ handlers:
 """,
 }
 SCHEMAS = {f"schemas/{path.name}": path.read_text() for path in (FLOWS.parent / "schemas").glob("*.json")}
-SCHEMAS["schemas/order.json"] = '{"type": "object", "properties": {"id": {"type": "string"}}}'
+SCHEMAS["schemas/order.json"] = '{"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}'
 MARKS = [": ", "- ", "<<", "{{", "}}", "{%", "$ref", "\r\n", "\ufeff", "\x00", "\x85", "\u2028", "😀"]
 PIECES = st.sampled_from([*"{}[]:,-#&*!|>'\"%@`?\n\t\r \\", *MARKS])
 

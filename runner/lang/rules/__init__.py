@@ -1,6 +1,19 @@
 """One check a file. A rule is a function from the declarations to diagnostics."""
 
-from runner.lang.rules import commands, expressions, ingress, inputs, limits, names, references, saga, schedules
+from runner.lang.rules import (
+    commands,
+    coverage,
+    expressions,
+    flow_of_events,
+    ingress,
+    inputs,
+    limits,
+    names,
+    references,
+    saga,
+    schedules,
+    types,
+)
 
 RULES = (
     names.check,
@@ -12,4 +25,7 @@ RULES = (
     saga.check,
     schedules.check,
     ingress.check,
+    types.check,
 )
+WHOLE = (flow_of_events.check, coverage.check)
+"""Of the project as a whole, once nothing is wrong with its parts: a misspelt name is one mistake, not three."""

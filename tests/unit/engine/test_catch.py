@@ -221,7 +221,7 @@ async def test_an_error_of_when_and_of_with_is_caught_too() -> None:
         steps:
           - {id: a, set: {x: 1}, when: event.nothing, catch: [{on: [expression], do: []}]}
           - {id: b, use: act, with: {what: "{{ event.nothing }}"}, catch: [{on: [expression], do: []}]}
-          - {id: c, emit: counted, with: {n: "{{ 'x' }}"}, catch: [{on: [invalid_input], do: []}]}
+          - {id: c, emit: counted, with: {n: "{{ event.n | default('x') }}"}, catch: [{on: [invalid_input], do: []}]}
         """
     )
     assert done.state is RunState.COMPLETED

@@ -178,7 +178,14 @@ async def test_where_the_undoing_fails_too_the_caller_hears_the_first_error() ->
     assert reply.error.type == "card_declined"
 
 
-@pytest.mark.parametrize("reply", ['reply: {id: "{{ 7 }}"}', 'reply: "{{ {} }}"', 'reply: "{{ command.order }}"'])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        'reply: {id: "{{ command.k | default(7) }}"}',
+        'reply: "{{ command.k | default({}) }}"',
+        'reply: "{{ command.order | default(0) }}"',
+    ],
+)
 async def test_a_reply_that_does_not_fit_fails_the_run_which_undoes_what_it_did(reply: str) -> None:
     service = Service()
     body = f"steps: [{undoable('a')}]\non_failure: [{{use: act, with: {{what: report}}}}]\n{reply}"
@@ -194,7 +201,7 @@ async def test_a_reply_that_does_not_fit_fails_the_run_which_undoes_what_it_did(
 
 async def test_a_reply_that_cannot_be_told_fails_the_run_too() -> None:
     service = Service()
-    reply = await reply_of(f"steps: [{undoable('a')}]\nreply: {{id: '{{{{ command.order.id }}}}'}}", service)
+    reply = await reply_of(f"steps: [{undoable('a')}]\nreply: {{id: '{{{{ (command.k | default(0)).id }}}}'}}", service)
     assert reply.error is not None
     assert (reply.error.type, service.done) == ("expression", ["a", "undo_a"])
 

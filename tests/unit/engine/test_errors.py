@@ -255,7 +255,7 @@ async def test_secrets_are_masked_in_every_recorded_error(how: str, place: str) 
 
 
 async def test_secrets_are_masked_in_flowruns_own_errors() -> None:
-    step = "{use: typed, with: {sku: '{{ [secrets.TOKEN] }}'}}"
+    step = "{use: typed, with: {sku: '{{ event.sku | default([secrets.TOKEN]) }}'}}"
     done = await run_with(f"steps: [{step}]", typed)
     assert done.state is RunState.FAILED
     assert "s3cret" not in repr(done.stored)
