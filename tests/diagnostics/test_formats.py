@@ -29,6 +29,8 @@ handlers:
 UNDO = "{use: log, with: {message: x}, compensate: {use: log, with: {message: '{{ output }}'}, if: attempted}}"
 WARNED = f"""\
 flow: b
+events: {{placed: {{external: true}}}}
+routes: [{{on: placed, to: go}}]
 handlers:
   go:
     steps:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from runner.cli.validate import command
 
+CASES = Path(__file__).parent / "cases"
 UPDATE = bool(os.environ.get("FLOWRUN_UPDATE_GOLDEN"))
 PLACE = {
     "type": "object",
@@ -105,6 +107,13 @@ def test_json_says_the_same(case: Path, project: Path) -> None:
         _check_range(project, diagnostic["range"])
         for related in diagnostic["related"]:
             _check_range(project, related["range"])
+
+
+def test_a_code_is_an_error_or_a_warning_and_not_two_things() -> None:
+    reports = [path.read_text() for path in CASES.rglob("*.out")]
+    seen = {pair for text in reports for pair in re.findall(r"^(error|warning)\[(FR\d{3})\]", text, re.MULTILINE)}
+    codes = [code for _, code in seen]
+    assert sorted(codes) == sorted(set(codes))
 
 
 def _check_range(root: Path, place: dict[str, Any]) -> None:
