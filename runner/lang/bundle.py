@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, unquote, urldefrag
 
@@ -16,6 +17,15 @@ _NEWER = frozenset(
     }
 )  # fmt: skip
 """Keywords that draft-07 does not know, and would pass over."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """Where references count from: `root` of the file `filename`, which is put at the pointer `at`."""
+
+    filename: str
+    root: Any
+    at: str
 
 
 class Bundle:
@@ -32,33 +42,34 @@ class Bundle:
         """The schema that is written at `node`, as it is to stand at the pointer `at` of the document: an object, also
         for `true` and `false`."""
         written = {} if node is None else plain(node)
-        return _as_object(self._schema(written, document.filename, written, at))
+        return _as_object(self._schema(written, _Base(document.filename, written, at), at))
 
-    def _schema(self, value: Any, filename: str, root: Any, at: str) -> Any:
+    def _schema(self, value: Any, base: _Base, here: str) -> Any:
+        """A schema, or a list or a mapping of some, that stands at the pointer `here`."""
         if isinstance(value, list):
-            return [self._schema(item, filename, root, at) for item in value]
+            return [self._schema(item, base, f"{here}/{n}") for n, item in enumerate(value)]
         if not isinstance(value, dict):
             return value
+        if "$id" in value and value is not base.root:  # from here on, references count from it
+            base = replace(base, root=value, at=here)
         found: dict[str, Any] = {}
         for key, inner in value.items():
+            place = f"{here}/{_part(key)}"
             if key == "$ref" and isinstance(inner, str):
-                found[key] = self._reference(inner, filename, root, at)
+                found[key] = self._reference(inner, base)
             elif key in NAMED and isinstance(inner, dict):
-                found[key] = {name: self._schema(one, filename, root, at) for name, one in inner.items()}
+                found[key] = {name: self._schema(one, base, f"{place}/{_part(name)}") for name, one in inner.items()}
             elif key in DATA:
                 found[key] = inner
             elif key not in ("$schema", "$id"):  # what they say holds for a file of its own
-                found[key] = self._schema(inner, filename, root, at)
-        reference = found.pop("$ref", None)
-        if reference is None:
-            return found
-        # Before draft 2019-09 whatever stands beside a $ref is passed over.
-        return {"allOf": [{"$ref": reference}], **found} if found else {"$ref": reference}
+                found[key] = self._schema(inner, base, place)
+        return _with_reference_apart(found)
 
-    def _reference(self, reference: str, filename: str, root: Any, at: str) -> str:
+    def _reference(self, reference: str, base: _Base) -> str:
         target, fragment = urldefrag(reference)
+        root, at = base.root, base.at
         if target:
-            name = file_of(target, filename)
+            name = file_of(target, base.filename)
             if name is None or name not in self._documents:
                 return reference
             root, at = plain(self._documents[name].root), self._share(name)
@@ -75,8 +86,21 @@ class Bundle:
         if name not in self.shared:
             self.shared[name] = {}  # it may refer to itself
             root = plain(self._documents[filename].root)
-            self.shared[name] = _as_object(self._schema(root, filename, root, at))
+            self.shared[name] = _as_object(self._schema(root, _Base(filename, root, at), at))
         return at
+
+
+def _with_reference_apart(schema: dict[str, Any]) -> dict[str, Any]:
+    """Before draft 2019-09 whatever stands beside a `$ref` is passed over."""
+    if "$ref" not in schema or len(schema) == 1:
+        return schema
+    rest = {key: value for key, value in schema.items() if key != "$ref"}
+    return {**rest, "allOf": [*rest.get("allOf", ()), {"$ref": schema["$ref"]}]}
+
+
+def _part(name: object) -> str:
+    """A name as it stands in a pointer."""
+    return quote(str(name).replace("~", "~0").replace("/", "~1"), safe="$")
 
 
 def _as_object(schema: Any) -> Any:
@@ -107,5 +131,5 @@ def _path_of(anchor: str, value: Any) -> str | None:
     for key, one in inner:
         path = _path_of(anchor, one)
         if path is not None:
-            return f"/{quote(str(key).replace('~', '~0').replace('/', '~1'), safe='$')}{path}"
+            return f"/{_part(key)}{path}"
     return None

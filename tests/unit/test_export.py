@@ -36,6 +36,8 @@ events:
         tag: {$ref: "#tag"}
         leaf: {$ref: "../schemas/tree.schema.json#/$defs/leaf"}
         $ref: {const: {type: integer}}
+        both: {$ref: "#/$defs/money", allOf: [{minimum: 2}]}
+        inner: {$id: "https://example.com/inner", $ref: "#/$defs/own", $defs: {own: {type: boolean}}}
       $defs: {money: {type: integer}, label: {$anchor: tag, type: string}}
   anything: {external: true}
   nothing: {external: true, schema: false}
@@ -132,7 +134,10 @@ def test_schemas_are_inlined_and_say_what_they_said(newer: bool, wood: Path) -> 
     assert accepts(document, "tree.grown", {"leaf": "x", "left": {"leaf": "y"}})
     assert not accepts(document, "tree.grown", {"leaf": "x", "left": {"leaf": 1}})
     assert accepts(document, "money.moved", {"amount": 3, "tag": "t", "leaf": "l", "$ref": {"type": "integer"}})
-    for wrong in ({"amount": "3"}, {"amount": 10}, {"tag": 1}, {"leaf": 1}, {"$ref": 1}):
+    assert accepts(document, "money.moved", {"both": 2, "inner": True})
+    wrongs: list[dict[str, object]] = [{"amount": "3"}, {"amount": 10}, {"tag": 1}, {"leaf": 1}, {"$ref": 1}]
+    wrongs += [{"both": 1}, {"both": "x"}, {"inner": 1}]
+    for wrong in wrongs:
         assert not accepts(document, "money.moved", wrong), wrong
     assert accepts(document, "anything", 7)
     assert not accepts(document, "nothing", 7)

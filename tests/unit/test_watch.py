@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,3 +55,14 @@ def test_a_project_that_is_not_right_yet_does_not_end_it(tmp_path: Path, flow: P
         raise SettingsError("no flow files found")
 
     assert done(tmp_path, flow.unlink, work=work) == 2
+
+
+def test_validate_reports_anew_after_each_change(tmp_path: Path, flow: Path) -> None:
+    words = [sys.executable, "-m", "runner", "validate", "--watch", "--output-format", "concise", "-C", str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        assert watching.stdout.readline() == "1 file valid.\n"
+        flow.write_text("flow: a\nhandler: {}\n")
+        assert "unknown key" in watching.stdout.readline()
+        assert watching.stdout.readline().startswith("Found 1 error")
+        watching.terminate()
