@@ -12,6 +12,7 @@ from runner.lang.rules import (
     references,
     saga,
     schedules,
+    times,
     types,
 )
 
@@ -25,6 +26,7 @@ RULES = (
     saga.check,
     schedules.check,
     ingress.check,
+    times.check,
     types.check,
 )
 WHOLE = (flow_of_events.check, coverage.check)

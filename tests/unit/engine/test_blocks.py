@@ -13,6 +13,9 @@ from runner.errors import RetryableError, TerminalError
 from runner.records import Change, RunState
 from runner.testing import FlowKit, KitRun
 
+LONG = "{wait: {until: \"now() | plus('2h')\"}}"
+"""A wait of which nobody can tell beforehand that it is longer than a timeout around it."""
+
 
 def do(name: str, more: str = "") -> str:
     """A step that does `name`, under that id."""
@@ -286,7 +289,7 @@ async def test_undoing_losers_is_not_cut_short_by_the_runs_timeout() -> None:
           - parallel:
               wait: any
               branches:
-                slow: [{undoable("s1", undo="retry: {delay: 1h, max_delay: 1h, jitter: none}")}, {{wait: 2h}}]
+                slow: [{undoable("s1", undo="retry: {delay: 1h, max_delay: 1h, jitter: none}")}, {LONG}]
                 fast: [{{wait: 1m}}]
           - {do("after")}
     """,
@@ -307,7 +310,7 @@ async def test_a_blocks_timeout_cancels_all_and_no_catch_inside_takes_it() -> No
         f"""
         steps:
           - id: both
-            parallel: {{branches: {{a: [{{id: w, wait: 1h, {catch}}}], b: [{do("quick")}]}}}}
+            parallel: {{branches: {{a: [{{id: w, {LONG[1:-1]}, {catch}}}], b: [{do("quick")}]}}}}
             timeout: 10m
             catch: [{{on: [timeout], do: [{{id: outer, set: {{why: "{{{{ error.step }}}}"}}}}]}}]
           - {do("after")}
@@ -320,12 +323,12 @@ async def test_a_blocks_timeout_cancels_all_and_no_catch_inside_takes_it() -> No
 
 async def test_the_runs_timeout_passes_through_every_block() -> None:
     done = await run(
-        """
+        f"""
         timeout: 5m
         steps:
           - id: outer
-            foreach: {in: "[1]", do: [{id: inner, parallel: {branches: {a: [{wait: 1h}]}}, catch: [{do: []}]}]}
-            catch: [{do: []}]
+            foreach: {{in: "[1]", do: [{{id: inner, parallel: {{branches: {{a: [{LONG}]}}}}, catch: [{{do: []}}]}}]}}
+            catch: [{{do: []}}]
     """
     )
     assert done.state == "failed"
@@ -586,7 +589,7 @@ async def test_a_crash_in_the_midst_of_several_branches_leaves_each_of_them_atte
     gates = [Gate(), Gate()]
     service = Service({"one": [gates[0]], "two": [gates[1]]})
     branches = ", ".join(f"{name}: [{do(name, undo(name))}, {do(f'{name}_then')}]" for name in ("one", "two"))
-    branches += f", three: [{do('fine', undo('fine'))}, {{wait: 1h}}, {do('later', undo('later'))}]"
+    branches += f", three: [{do('fine', undo('fine'))}, {LONG}, {do('later', undo('later'))}]"
     body = f"timeout: 5m\nsteps: [{do('x')}, {{parallel: {{branches: {{{branches}}}}}}}, {do('end', undo('end'))}]"
     async with service.kit(body) as kit:
         going = asyncio.create_task(begin(kit))

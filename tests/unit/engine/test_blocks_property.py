@@ -67,11 +67,15 @@ class Maker:
         attempted = {"if": "attempted"} if self.random.random() < 0.3 else {}
         return {"compensate": how | {"with": {"what": name}} | attempted}
 
+    def until(self) -> dict[str, str]:
+        """Of which nobody can tell beforehand that it is later than a timeout around it."""
+        return {"until": f"now() | plus('{self.random.randint(1, 40)}s')"}
+
     def wait(self, depth: int) -> dict[str, Any]:
-        return {"wait": f"{self.random.randint(1, 40)}s"}
+        return {"wait": self.until()}
 
     def hear(self, depth: int) -> dict[str, Any]:
-        wait = {"wait_for": {"event": "answer", "timeout": f"{self.random.randint(1, 40)}s"}}
+        wait = {"wait_for": {"event": "answer", **self.until()}}
         return wait | ({"catch": [{"do": []}]} if self.calm or self.random.random() < 0.7 else {})
 
     def emit(self, depth: int) -> dict[str, Any]:

@@ -241,7 +241,7 @@ async def test_a_command_is_not_begun_from_its_deadline_on() -> None:
 @pytest.mark.parametrize(("own", "limit_s"), [("", 10.0), ("timeout: 4s", 4.0), ("timeout: 1h", 10.0)])
 async def test_a_deadline_that_passes_midway_fails_the_run_which_undoes_itself(own: str, limit_s: float) -> None:
     service = Service({"b": [BUSY]})
-    patient = "retry: {max_attempts: unlimited, delay: 6s, jitter: none, backoff: constant}"
+    patient = "retry: {max_attempts: unlimited, delay: 6s, jitter: {from: 0s, to: 0s}, backoff: constant}"
     async with doing(f"{own}\nsteps: [{undoable('a')}, {undoable('b', patient)}]\n{REPLY}", service) as kit:
         begun_at = kit.clock.now()
         waiting = await called(kit, expires_at=begun_at + timedelta(seconds=10))
