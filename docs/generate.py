@@ -1,11 +1,12 @@
-"""Rewrites the key tables of docs/language.md from the JSON Schemas.
+"""Rewrites the key tables of docs/language.md from the JSON Schemas, and the codes of docs/diagnostics.md from the
+pages in runner/lang/explanations.
 
-    python docs/generate.py            rewrite the tables in place
-    python docs/generate.py --check    change nothing; exit 1 if a table is out of date
+    python docs/generate.py            rewrite them in place
+    python docs/generate.py --check    change nothing; exit 1 if one is out of date
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is a definition of flow.schema.json, or
 `flow` or `project` for a whole file, or `step` for the keys that all steps have; those are left out of the
-tables of the single steps.
+tables of the single steps. The pages of a family of codes stand between `<!-- codes: FR2 -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "language.md"
+LANGUAGE = ROOT / "docs" / "language.md"
+DIAGNOSTICS = ROOT / "docs" / "diagnostics.md"
+EXPLANATIONS = ROOT / "runner" / "lang" / "explanations"
 SCHEMAS = ROOT / "schemas"
 
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_CODES = re.compile(r"(<!-- codes: (FR\d) -->\n).*?(<!-- end -->)", re.DOTALL)
 _DEFAULT = re.compile(r"^(?P<meaning>.*?) Default: (?P<default>.*)\.$", re.DOTALL)
 
 Schema = Mapping[str, Any]
@@ -36,6 +40,11 @@ def fill(page: str) -> str:
     """The page with every table as the schemas have it. Raises KeyError for a table of no definition."""
     flow, project = load("flow"), load("project")
     return _TABLE.sub(lambda found: found[1] + "\n" + _table(found[2], flow, project) + "\n" + found[3], page)
+
+
+def explain(page: str) -> str:
+    """The page with every code's explanation as `flowrun explain` has it."""
+    return _CODES.sub(lambda found: found[1] + "\n" + _family(found[2]) + found[3], page)
 
 
 def split_default(description: str) -> tuple[str, str | None]:
@@ -71,6 +80,17 @@ def _rows(owner: Schema, only: Iterable[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _family(prefix: str) -> str:
+    """The pages of all codes that begin so, as sections: the examples' headings are no headings there."""
+    sections = []
+    for path in sorted(EXPLANATIONS.glob(f"{prefix}*.md")):
+        page = path.read_text(encoding="utf-8").removeprefix("# ")
+        page = re.sub(r"^## (Wrong|Right)$", r"\1:", page, flags=re.MULTILINE)
+        page = re.sub(r"^```(\w+) (\S+)$", r"`\2`:\n\n```\1", page, flags=re.MULTILINE)
+        sections.append(f"### {path.stem}: {page}\n")
+    return "".join(sections)
+
+
 def _markdown(text: str) -> str:
     """Plain text as it must be written in a table's cell."""
     return re.sub(r"([*|])", r"\\\1", text).replace("<", "&lt;")
@@ -81,15 +101,19 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         print("usage: python docs/generate.py [--check]", file=sys.stderr)
         return 2
-    page = PAGE.read_text(encoding="utf-8")
-    fresh = fill(page)
-    if fresh == page:
+    stale = []
+    for path, made in ((LANGUAGE, fill), (DIAGNOSTICS, explain)):
+        page = path.read_text(encoding="utf-8")
+        fresh = made(page)
+        if fresh != page:
+            stale.append(path)
+            if not arguments:
+                path.write_text(fresh, encoding="utf-8")
+    if not (stale and arguments):
         return 0
-    if arguments:
-        print("docs/language.md is out of date: run python docs/generate.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(fresh, encoding="utf-8")
-    return 0
+    names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
+    print(f"out of date: {names}; run python docs/generate.py", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

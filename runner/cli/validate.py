@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from runner import __version__
 from runner.app import load_project
 from runner.cli import options, output
-from runner.diagnostics import Diagnostic, Severity
+from runner.diagnostics import Diagnostic, did_you_mean
 from runner.errors import SettingsError
 from runner.lang import report
 from runner.lang.compile import Compilation
 from runner.lang.load import Sources
+
+FORMATS = ("full", "concise", "json", "github", "gitlab", "sarif", "junit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What is to be checked, and how it is to be reported."""
+
+    root: Path
+    paths: tuple[Path, ...]
+    output_format: str
+    plugins: bool
+    strict: bool
+    select: tuple[str, ...]
+    ignore: tuple[str, ...]
+
+
+def _prefixes(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    """The codes of an option, checked: a misspelt one would silently report nothing, or all."""
+    if not given:
+        return ()
+    from runner.lang.explanations import codes
+
+    known = codes()
+    prefixes = tuple(code.strip() for text in given for code in text.split(","))
+    for prefix in prefixes:
+        if not prefix or not any(code.startswith(prefix) for code in known):
+            near = did_you_mean(prefix, known)
+            summary = f'"{prefix}" is no code and no beginning of one: '
+            raise click.BadParameter(summary + (near or "write FR203, or FR2 for all of them"))
+    return prefixes
 
 
 @click.command("validate")
@@ -20,49 +55,112 @@ from runner.lang.load import Sources
 @options.project_dir
 @click.option(
     "--output-format",
-    type=click.Choice(["full", "concise", "json"]),
+    type=click.Choice(FORMATS),
     default="full",
     show_default=True,
-    help="full: with the line and a caret; concise: a line each; json: for programs.",
+    help="full: with the line and a caret; concise: a line each; json: for programs; the others: for CI servers.",
 )
 @click.option("--no-plugins", is_flag=True, help="Do not import plugins; what needs them is not checked.")
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
-def command(paths: tuple[Path, ...], root: Path, output_format: str, no_plugins: bool, strict: bool) -> None:
+@click.option("--select", metavar="CODES", multiple=True, callback=_prefixes, help="Report these only: FR203,FR3.")
+@click.option("--ignore", metavar="CODES", multiple=True, callback=_prefixes, help="Do not report these.")
+@click.option("--watch", is_flag=True, help="Check again whenever a file changes, until Ctrl-C.")
+def command(
+    paths: tuple[Path, ...],
+    root: Path,
+    output_format: str,
+    no_plugins: bool,
+    strict: bool,
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    watch: bool,
+) -> None:
     """Check flow files: all faults of all files in one pass.
 
     Needs no broker, no store and no network. PATHS are flow files or folders; without them all of flows/.
-    All flows of the project are read; what is reported is of PATHS only.
+    All flows of the project are read; what is reported is of PATHS only. What is selected or ignored here counts for
+    this report; a comment `# flowrun: ignore[CODE]`, on the line or alone above it, counts for start as well.
 
     Exit codes: 0 valid, 1 errors, 2 usage.
     """
+    asked = _Asked(
+        root=root,
+        paths=paths,
+        output_format=output_format,
+        plugins=not no_plugins,
+        strict=strict,
+        select=select,
+        ignore=ignore,
+    )
+    if watch:
+        from runner.cli.watch import again_and_again
+
+        again_and_again(root, paths, lambda: _validate(asked))
+    raise SystemExit(_validate(asked))
+
+
+def _validate(asked: _Asked) -> int:
+    """Check and report once; returns the exit code. Raises SettingsError."""
+    root = asked.root
     if not root.is_dir():
         raise SettingsError(f"{root} is not a folder", hint="name the project's folder with -C")
-    chosen = _chosen(root, paths)
+    chosen = _chosen(root, asked.paths)
     everything = sorted({*Sources(root).flow_files(), *(chosen or ())})
     if not everything:
         raise SettingsError(
             f"no flow files found in {root / 'flows'}",
             hint="go to a project's folder, or name it with -C; flowrun init DIR makes one",
         )
-    compilation = load_project(root, plugins=not no_plugins, files=everything).compilation
-    found = [d for d in compilation.diagnostics if chosen is None or _is_of(d, chosen, everything)]
-    files = len(everything) if chosen is None else len(chosen)
-    _print(found, compilation, output_format, files)
-    failed = any(strict or d.severity is Severity.ERROR for d in found)
-    raise SystemExit(1 if failed else 0)
-
-
-def _print(found: list[Diagnostic], compilation: Compilation, output_format: str, files: int) -> None:
-    if output_format == "json":
-        output.echo(report.as_json(found, compilation.documents))
-        return
-    if output_format == "concise":
-        lines = report.concise(found)
-    else:
-        lines = report.full(found, compilation.documents, output.paint)
-    for line in lines:
+    compilation = load_project(root, plugins=asked.plugins, files=everything).compilation
+    found = [
+        d
+        for d in compilation.diagnostics
+        if (chosen is None or _is_of(d, chosen, everything)) and _is_asked_for(d, asked)
+    ]
+    for line in _rendered(found, compilation, everything if chosen is None else chosen, asked):
         output.echo(line)
-    output.echo(report.summary(found, files))
+    return 1 if any(asked.strict or d.is_error for d in found) else 0
+
+
+def _rendered(found: list[Diagnostic], compilation: Compilation, files: list[str], asked: _Asked) -> Iterable[str]:
+    """The report's lines. The formats of others are imported when they are asked for."""
+    match asked.output_format:
+        case "json":
+            yield report.as_json(found, compilation.documents)
+        case "github":
+            from runner.lang.reports import github
+
+            yield from github.lines(found, _folder(asked.root))
+        case "gitlab":
+            from runner.lang.reports import gitlab
+
+            yield gitlab.text(found, _folder(asked.root))
+        case "sarif":
+            from runner.lang.reports import sarif
+
+            yield sarif.text(found, _folder(asked.root), __version__)
+        case "junit":
+            from runner.lang.reports import junit
+
+            yield junit.text(found, compilation.documents, files, _folder(asked.root), strict=asked.strict)
+        case "concise":
+            yield from report.concise(found)
+            yield report.summary(found, len(files))
+        case _:
+            yield from report.full(found, compilation.documents, output.paint)
+            yield report.summary(found, len(files))
+
+
+def _folder(root: Path) -> str:
+    """The project's folder as CI servers name it, from the repository's root, where they run; "" if it is that, or lies
+    elsewhere."""
+    folder = Path(os.path.relpath(root)).as_posix()
+    return "" if folder.startswith(".") else f"{folder}/"
+
+
+def _is_asked_for(diagnostic: Diagnostic, asked: _Asked) -> bool:
+    selected = not asked.select or diagnostic.code.startswith(asked.select)
+    return selected and not (asked.ignore and diagnostic.code.startswith(asked.ignore))
 
 
 def _chosen(root: Path, paths: tuple[Path, ...]) -> list[str] | None:

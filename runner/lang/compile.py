@@ -21,6 +21,7 @@ from runner.lang.declare import (
     StepDecl,
     declare,
 )
+from runner.lang.ignores import without_ignored
 from runner.lang.load import Sources, load
 from runner.lang.payloads import Payloads
 from runner.lang.policies import duration_s, retry_policy, send_policy, undo_policy
@@ -113,9 +114,12 @@ def compile_project(
     # What has the wrong shape is not asked for its meaning: one mistake, one diagnostic.
     for faults in (payloads.diagnostics, *(rule(declarations) for rule in RULES)):
         found += (fault for fault in faults if fault.span not in misshapen)
-    if not any(fault.is_error for fault in found):
+    errors = any(fault.is_error for fault in without_ignored(found, documents, complete=False))
+    if not errors:
         found += (fault for rule in WHOLE for fault in rule(declarations))
-    diagnostics = tuple(sorted(set(found), key=lambda diagnostic: diagnostic.sort_key))
+    checked_all = not errors and declarations.complete and signatures is not None and signatures_complete
+    found = without_ignored(set(found), documents, complete=checked_all)
+    diagnostics = tuple(sorted(found, key=lambda diagnostic: diagnostic.sort_key))
     documents |= payloads.documents
     if any(fault.is_error for fault in found):
         return Compilation(plan=None, diagnostics=diagnostics, documents=documents)

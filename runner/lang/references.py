@@ -11,7 +11,7 @@ from runner.source import MappingNode, Node, ScalarNode, SequenceNode, Span
 
 DATA = frozenset({"const", "enum", "default", "examples"})
 """Keywords whose values are data and no schemas."""
-_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 """Keywords whose values are schemas by name: the names are no keywords."""
 
 
@@ -24,7 +24,7 @@ def schemas_in(node: Node) -> Iterator[MappingNode]:
         return
     yield node
     for key, _, value in node.items():
-        if key in _NAMED and isinstance(value, MappingNode):
+        if key in NAMED and isinstance(value, MappingNode):
             for _, inner in value.entries:
                 yield from schemas_in(inner)
         elif key not in DATA:

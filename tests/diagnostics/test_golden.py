@@ -11,16 +11,13 @@ To write the reports anew, and then read the diff:
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import shutil
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import pytest
 from click.testing import CliRunner, Result
 
 from runner.cli.validate import command
@@ -78,39 +75,6 @@ REPORT = {
 }
 
 
-def _cases() -> Iterator[Path]:
-    projects = {path.parent for name in ("flows", "flowrun.yaml") for path in CASES.rglob(name)}
-    yield from projects
-    for path in CASES.rglob("*.yaml"):
-        if not projects & set(path.parents):
-            yield path
-
-
-def _name(case: Path) -> str:
-    return case.relative_to(CASES).with_suffix("").as_posix()
-
-
-@pytest.fixture(params=sorted(_cases()), ids=_name)
-def case(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.param
-    return path
-
-
-@pytest.fixture
-def project(case: Path, tmp_path: Path) -> Path:
-    """The case as a project of its own; its files may not be ours to write beside."""
-    root = tmp_path / "project"
-    if case.is_dir():
-        shutil.copytree(case, root, ignore=shutil.ignore_patterns("expected.out", "__pycache__"), symlinks=True)
-        for packed in root.rglob("*.gz"):
-            packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
-            packed.unlink()
-    else:
-        (root / "flows").mkdir(parents=True)
-        shutil.copy(case, root / "flows")
-    return root
-
-
 def _validate(root: Path, *options: str) -> Result:
     result = CliRunner().invoke(command, ["-C", str(root), *options])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
@@ -143,6 +107,13 @@ def test_json_says_the_same(case: Path, project: Path) -> None:
         _check_range(project, diagnostic["range"])
         for related in diagnostic["related"]:
             _check_range(project, related["range"])
+
+
+def test_a_code_is_an_error_or_a_warning_and_not_two_things() -> None:
+    reports = [path.read_text() for path in CASES.rglob("*.out")]
+    seen = {pair for text in reports for pair in re.findall(r"^(error|warning)\[(FR\d{3})\]", text, re.MULTILINE)}
+    codes = [code for _, code in seen]
+    assert sorted(codes) == sorted(set(codes))
 
 
 def _check_range(root: Path, place: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""FR220 to FR223: who makes which event, and whom it reaches, over all files."""
+"""FR220, FR224 to FR226: who makes which event, and whom it reaches, over all files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
         if name in taken:
             related = (Related("it is waited for here", taken[name]),)
             help = "emit it, or say external: true if another program makes it"
-            yield _warning("FR221", f'nobody makes the event "{name}"', event.node.span, help, related)
+            yield _warning("FR224", f'nobody makes the event "{name}"', event.node.span, help, related)
         else:
-            yield _warning("FR222", f'the event "{name}" is neither made nor taken', event.node.span, None)
+            yield _warning("FR225", f'the event "{name}" is neither made nor taken', event.node.span, None)
     yield from _loops(project)
 
 
@@ -89,7 +89,7 @@ def _loops(project: Declarations) -> Iterator[Diagnostic]:
         node = after[first][second] if second in after.get(first, {}) else next(iter(after[first].values()))
         summary = f"a loop that nothing ends: {' → '.join(loop)}"
         help = "give a route or a step of it a when, or let it wait"
-        yield _warning("FR223", summary, node.span, help)
+        yield _warning("FR226", summary, node.span, help)
 
 
 def _always_emits(steps: tuple[StepDecl, ...]) -> Iterator[ScalarNode]:
