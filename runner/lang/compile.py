@@ -160,6 +160,10 @@ class _Compiler:
         awaited = {str(node.value) for *_, step in declarations.steps() for node in step.awaited}
         awaited |= {str(c.event.value) for handler in declarations.handlers.values() for c in handler.cancel_on}
         self._awaited = sorted(awaited)
+        on = [str(node.value) for flow in declarations.flows for route in flow.routes for node in route.patterns]
+        self._routed = awaited.union(*(declarations.matching(pattern) for pattern in on))
+        handlers = declarations.handlers.values()
+        self._doers = {command.name: h.full_name for h in handlers for command in declarations.commands_of(h)}
         self._hashes = {flow.name: self._hash(flow) for flow in declarations.flows}
 
     def plan(self) -> Plan:
@@ -233,53 +237,37 @@ class _Compiler:
         """The binding patterns of a handler's queue: as its routes write them, and the keys under which
         others publish those events."""
         found: set[str] = set()
-        for flow in self.declarations.flows:
-            for route in flow.routes:
-                if any(
-                    self.declarations.target(flow, str(to.value)) is self.declarations.handlers[handler]
-                    for to in route.to
-                ):
-                    for node in route.patterns:
-                        pattern = str(node.value)
-                        found.add(pattern)
-                        for event in self.declarations.matching(pattern):
-                            found.update(str(key.value) for key in self.declarations.events[event].keys)
+        for route in self.declarations.routes_to(self.declarations.handlers[handler]):
+            for node in route.patterns:
+                pattern = str(node.value)
+                found.add(pattern)
+                for event in self.declarations.matching(pattern):
+                    found.update(str(key.value) for key in self.declarations.events[event].keys)
         return sorted(found)
 
     def _routes_to(self, handler: HandlerDecl) -> Iterator[Route]:
-        for flow in self.declarations.flows:
-            for route in flow.routes:
-                if any(self.declarations.target(flow, str(to.value)) is handler for to in route.to):
-                    events = (self.declarations.matching(str(node.value)) for node in route.patterns)
-                    yield Route(
-                        events=frozenset(name for names in events for name in names),
-                        when=_condition(route.when),
-                    )
+        for route in self.declarations.routes_to(handler):
+            events = (self.declarations.matching(str(node.value)) for node in route.patterns)
+            yield Route(
+                events=frozenset(name for names in events for name in names),
+                when=_condition(route.when),
+            )
 
     def _event(self, name: str) -> Event:
         event = self.declarations.events[name]
-        routed = name in self._awaited or any(
-            name in self.declarations.matching(str(node.value))
-            for flow in self.declarations.flows
-            for route in flow.routes
-            for node in route.patterns
-        )
         return Event(
             name=name,
             flow=event.flow,
             check=self.declarations.payloads[name].check,
             subject=None if event.subject is None else compile_value(event.subject.value),
             external=event.external,
-            routed=routed,
+            routed=name in self._routed,
             keys=tuple(str(key.value) for key in event.keys),
         )
 
     def _command(self, command: CommandDecl) -> Command:
         timeout = duration_s(command.body.get("timeout"))
-        handler = next(
-            (h.full_name for h in self.declarations.handlers.values() if command in self.declarations.commands_of(h)),
-            None,
-        )
+        handler = self._doers.get(command.name)
         return Command(
             name=command.name,
             flow=command.flow,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from runner.lang.declare import CommandDecl, EventDecl, FlowDecl, HandlerDecl, StepDecl, all_steps
+from runner.lang.declare import CommandDecl, EventDecl, FlowDecl, HandlerDecl, RouteDecl, StepDecl, all_steps
 from runner.lang.payloads import Payload, Payloads
 from runner.plan import Signature
 from runner.topics import topic_matches
@@ -31,31 +31,36 @@ class Declarations:
     replies: Mapping[str, Payload]
     compiler: Payloads
     signatures: Mapping[str, Signature] | None
+    _routes: Mapping[str, list[RouteDecl]]
+    """By the full name of the handler that they lead to."""
+    _commands: Mapping[str, list[CommandDecl]]
+    """By the full name of the handler that does them, whether there is one or not."""
 
     def matching(self, pattern: str) -> list[str]:
         """The declared events that a route's `on` names, sorted."""
-        return sorted(name for name in self.events if topic_matches(pattern, name))
+        if "*" in pattern or "#" in pattern:
+            return sorted(name for name in self.events if topic_matches(pattern, name))
+        return [pattern] if pattern in self.events else []
 
     def target(self, flow: FlowDecl, name: str) -> HandlerDecl | None:
         """The handler that a route's `to` names."""
-        return self.handlers.get(name if "." in name else f"{flow.name}.{name}")
+        return self.handlers.get(_full(name, flow.name))
+
+    def routes_to(self, handler: HandlerDecl) -> list[RouteDecl]:
+        """The routes that lead to a handler, of all flows."""
+        return self._routes.get(handler.full_name, [])
 
     def commands_of(self, handler: HandlerDecl) -> list[CommandDecl]:
         """The commands that name this handler; at most one, in a project without faults."""
-        return [command for command in self.commands.values() if self._does(command, handler)]
+        return self._commands.get(handler.full_name, [])
 
     def seems_to_do_a_command(self, handler: HandlerDecl) -> bool:
         """Whether it replies, and some command names no handler that there is: that is one fault, to be said once."""
         return handler.body.get("reply") is not None and any(
-            not command.external and not any(self._does(command, each) for each in self.handlers.values())
+            not command.external
+            and (command.handler is None or _full(str(command.handler.value), command.flow) not in self.handlers)
             for command in self.commands.values()
         )
-
-    def _does(self, command: CommandDecl, handler: HandlerDecl) -> bool:
-        if command.handler is None:
-            return False
-        name = str(command.handler.value)
-        return (name if "." in name else f"{command.flow}.{name}") == handler.full_name
 
     def steps(self) -> Iterator[tuple[FlowDecl, HandlerDecl, StepDecl]]:
         """Every step of every handler, compensations and `on_failure` included."""
@@ -78,13 +83,21 @@ def gather(
     events: dict[str, EventDecl] = {}
     commands: dict[str, CommandDecl] = {}
     handlers: dict[str, HandlerDecl] = {}
+    routes: dict[str, list[RouteDecl]] = {}
     for flow in flows:
+        for route in flow.routes:
+            for target in dict.fromkeys(_full(str(to.value), flow.name) for to in route.to):
+                routes.setdefault(target, []).append(route)
         for event in flow.events:
             events.setdefault(event.name, event)
         for command in flow.commands:
             commands.setdefault(command.name, command)
         for handler in flow.handlers:
             handlers.setdefault(handler.full_name, handler)
+    done: dict[str, list[CommandDecl]] = {}
+    for command in commands.values():
+        if command.handler is not None:
+            done.setdefault(_full(str(command.handler.value), command.flow), []).append(command)
     payloads = {name: compiler.compile(event.schema, event.document) for name, event in events.items()}
     requests = {name: compiler.compile(c.body.get("schema"), c.document) for name, c in commands.items()}
     replies = {name: compiler.compile(c.body.get("reply"), c.document) for name, c in commands.items()}
@@ -100,4 +113,11 @@ def gather(
         replies=replies,
         compiler=compiler,
         signatures=signatures,
+        _routes=routes,
+        _commands=done,
     )
+
+
+def _full(name: str, flow: str) -> str:
+    """A handler's name from outside its flow."""
+    return name if "." in name else f"{flow}.{name}"

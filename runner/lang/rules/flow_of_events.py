@@ -58,10 +58,8 @@ def _taken(project: Declarations) -> Iterator[tuple[str, Span]]:
 def _unreached(project: Declarations, handler: HandlerDecl) -> Iterator[Diagnostic]:
     if project.commands_of(handler) or project.seems_to_do_a_command(handler):
         return
-    for flow in project.flows:
-        for route in flow.routes:
-            if any(project.target(flow, str(to.value)) is handler for to in route.to):
-                return
+    if project.routes_to(handler):
+        return
     help = f"add a route: {{on: …, to: {handler.name}}}, or name it in a command: handler: {handler.name}"
     yield _warning("FR220", f'nothing leads to the handler "{handler.name}"', handler.node.span, help)
 

@@ -137,19 +137,14 @@ def _worlds(project: Declarations, handler: HandlerDecl, finds: _Finds) -> Itera
     for command in project.commands_of(handler):
         meta = record({**_META, "type": one_of(command.name)})
         yield command.name, {**base, "command": _payload(project, command.name), "meta": meta}
-    for route_flow in project.flows:
-        for route in route_flow.routes:
-            if not any(project.target(route_flow, str(to.value)) is handler for to in route.to):
-                continue
-            for name in sorted({name for node in route.patterns for name in project.matching(str(node.value))}):
-                meta = record({**_META, "type": one_of(name)})
-                names: Names | None = {**base, "event": _payload(project, name), "meta": meta}
-                assert names is not None
-                finds.world = name
-                if route.when is not None:
-                    names = _Look(finds, names).condition(route.when)
-                if names is not None:
-                    yield name, names
+    for route in project.routes_to(handler):
+        for name in sorted({name for node in route.patterns for name in project.matching(str(node.value))}):
+            meta = record({**_META, "type": one_of(name)})
+            begins = {**base, "event": _payload(project, name), "meta": meta}
+            finds.world = name
+            held = begins if route.when is None else _Look(finds, begins).condition(route.when)
+            if held is not None:
+                yield name, held
 
 
 class _Look:
