@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any
 
 import pytest
+from acting import until
 from bench import Bench, Failing
 
 from runner.engine import outbox as outbox_module
@@ -148,3 +150,69 @@ async def test_a_handler_with_more_due_runs_than_are_taken_at_once_keeps_no_othe
             await passed.wait()
         gate.set()
         await bench.until_all_done(worker, 6)
+
+
+BRANCHES = """
+flow: f
+events: {e: {external: true}, answered: {external: true}}
+routes: [{on: e, to: h}]
+handlers:
+  h:
+    steps:
+      - {wait: 1ms}
+      - parallel:
+          branches:
+            long: [{use: hold}]
+            short: [{wait_for: {event: answered}}, {use: pass_by}]
+"""
+
+
+async def test_a_branch_hears_what_it_waits_for_while_another_goes_on() -> None:
+    gate, held, passed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @handler("hold")
+    async def hold(ctx: Context) -> None:
+        held.set()
+        await gate.wait()
+
+    @handler("pass_by")
+    async def pass_by(ctx: Context) -> None:
+        passed.set()
+
+    bench = Bench(BRANCHES, [hold, pass_by])
+    async with bench.working() as worker:
+        await bench.send("a")
+        async with asyncio.timeout(20):
+            await held.wait()
+            await bench.send("b", event="answered")
+            await passed.wait()
+        gate.set()
+        await bench.until_all_done(worker, 1)
+
+
+async def test_a_run_that_ends_while_it_is_asked_after_is_no_trouble(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, asked = asyncio.Event(), asyncio.Event()
+
+    @handler("hold")
+    async def hold(ctx: Context) -> None:
+        await gate.wait()
+
+    bench = Bench("flow: f\nevents: {e: {external: true}}\nroutes: [{on: e, to: h}]\n"
+                  "handlers: {h: {steps: [{wait: 1ms}, {use: hold}]}}", [hold])  # fmt: skip
+    lost = bench.store.lost
+
+    async def slowly(run_ids: Collection[str]) -> Collection[str]:
+        gate.set()
+        await until(lambda: worker.counts.finished == 1)
+        asked.set()
+        return await lost(run_ids)
+
+    monkeypatch.setattr(bench.store, "lost", slowly)
+    async with bench.working() as worker:
+        await bench.send("a")
+        async with asyncio.timeout(20):
+            await asked.wait()
+        await bench.until_all_done(worker, 1)
+    assert "internal error" not in caplog.text
