@@ -317,7 +317,7 @@ class EventLog(Protocol):
         ...
 
     async def subjects_near(self, subject: str, limit: int) -> Sequence[str]:
-        """Subjects that may have been meant: neighbours of this one in the order of texts, and those of the newest events."""
+        """Subjects that may have been meant: this one's neighbours in the order of texts, and the newest events'."""
         ...
 
     async def begun_by(self, event: Meta) -> Sequence[RunSummary]:

@@ -18,6 +18,7 @@ COMMANDS = {
     "dlq": "Dead letters: messages that could not begin a run.",
     "doctor": "Say what is wrong with this set-up, and how to mend it.",
     "emit": "Publish an event.",
+    "events": "The event log: what happened, in which order, and by what.",
     "init": "Make a new project.",
     "plan": "Show the broker objects and programs that the flow files declare.",
     "plugins": "List handler plugins, or begin a new one.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from runner.engine import intake
 from runner.errors import EnvelopeError
-from runner.message import Delivery
+from runner.message import Delivery, identity
 from runner.plan import Event
 from runner.ports import Clock, EventLog, Mailbox
 
@@ -78,8 +78,10 @@ class Journal:
             except Exception:  # whatever it is, the other events must be kept
                 _log.exception("internal error, please report it; the event is not in the log")
             else:
-                records.append(record)
                 arrivals += came
+                if identity(delivery)[0] is not None or record.meta.type not in self.handled:
+                    records.append(record)
+                # else: each delivery gives it another id, and the runs that it begins log it under theirs
         await self.log.append(records)
         if arrivals:
             await self.mailbox.arrive(arrivals)

@@ -343,7 +343,8 @@ class FlowKit:
         )
 
     def _committed(self, change: Change) -> None:
-        events = [(event.meta.type, decode_json(event.data)) for event in change.events]
+        emitted = [event for event in change.events if event.run_id is not None]
+        events = [(event.meta.type, decode_json(event.data)) for event in emitted]
         self._emitted.setdefault(change.run_id, []).extend(events)
         for message in change.outgoing:
             self._post(message)

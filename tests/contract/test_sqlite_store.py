@@ -119,7 +119,7 @@ class TestSqliteStore(StoreContract):
             values = rows.run_values(begin(1), started(1))[:9]
             connection.execute(f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
             events = "INSERT INTO events (id, type, source, version, time, correlation_id, data) VALUES "
-            connection.execute(events + "('1', 't', 's', 1, '', '', 'a'), ('1', 't', 's', 2, '', '', 'b')")
+            connection.execute(events + "('1', 't', 's', 1, '', '', x'61'), ('1', 't', 's', 2, '', '', x'62')")
         for _ in range(2):
             async with self.store() as store:
                 run = await store.run(run_id(1))
