@@ -40,14 +40,14 @@ def test_through_commands_retries_and_compensations_all_lead_back_to_the_first_m
     assert any(run["compensations"] for run in runs), "something was undone"
     assert any(run["error"] for run in runs)
     commands = [run for run in runs if run["handler"].startswith("payments.")]
-    assert len(commands) > 4
+    assert len(commands) == 3
 
     messages = {event["id"]: event for event in events}
     messages |= {run["trigger"]["id"]: {**run, **run["trigger"]} for run in runs}
     positions = {event["id"]: event["position"] for event in events}
     for customer in orders:
         story = [m for m in messages.values() if m["correlation_id"] == f"o-{customer}"]
-        assert len(story) > 3
+        assert len(story) > 1
         assert {run["id"] for run in runs if f'"{customer}"' in json.dumps(run["data"])} <= {
             run["id"] for run in runs if run["correlation_id"] == f"o-{customer}"
         }
