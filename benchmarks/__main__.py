@@ -10,6 +10,7 @@ CASES = {
     "startup": "how long commands take before they do anything",
     "waits": "ten thousand runs that wait for an event",
     "blocks": "a thousand steps in a loop, and as runs of their own",
+    "events": "how fast the event log takes in what comes",
     "emit": "from `flowrun emit` in one process to the run's beginning in another",
 }
 

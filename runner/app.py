@@ -139,6 +139,7 @@ class App:
             reader=self.store,
             doorbell=self.store,
             mailbox=self.store,
+            event_log=self.store,
             schedules=self.store,
             runs=runs,
             environment=_environment(),

@@ -528,13 +528,13 @@ class Plan:
     topology: Topology
     net: str
     """The queue into which the broker's own dead letters fall."""
+    journal: str
+    """The queue into which all events come, for the event log and for who waits for them."""
     commands: Mapping[str, Command] = field(default_factory=dict)
     replies: str | None = None
     """The queue to which replies come; None if there is no command to be sent."""
     schedules: tuple[Schedule, ...] = ()
     ingress: tuple[Endpoint, ...] = ()
-    journal: str | None = None
-    """The queue into which the events come that some step waits for; None if none does."""
     sources: Mapping[str, Mapping[str, str]]
     """For each plan hash, the texts (by file name) of the flow and of the schemas it uses."""
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from runner.handler import Context
-from runner.message import Delivery, Outgoing
+from runner.message import Delivery, Meta, Outgoing
 from runner.plan import BrokerFacts, Difference, Topology
 from runner.records import (
     Answer,
@@ -17,8 +17,10 @@ from runner.records import (
     Caller,
     Change,
     DeadLetter,
+    EventFilter,
     EventRecord,
     Intervention,
+    LoggedEvent,
     OutboxRow,
     Patterns,
     RunSummary,
@@ -294,6 +296,35 @@ class DeadLetterStore(Protocol):
         ...
 
 
+class EventLog(Protocol):
+    """All events that runs emitted or that came from outside, each once, in one order.
+
+    Positions are committed in their order: who has read up to one has missed none before it.
+    """
+
+    async def append(self, events: Sequence[EventRecord]) -> int:
+        """Add those that are not there yet, as (source, id) tells, in this order, all or nothing; how many were new."""
+        ...
+
+    async def events(
+        self, wanted: EventFilter, *, limit: int, after: int = 0, newest: bool = False
+    ) -> Sequence[LoggedEvent]:
+        """Those behind the position `after`, in order; of more than `limit` the first, or the `newest`."""
+        ...
+
+    async def types(self) -> Sequence[str]:
+        """All types that some event has."""
+        ...
+
+    async def subjects_near(self, subject: str, limit: int) -> Sequence[str]:
+        """Subjects that may have been meant: this one's neighbours in the order of texts, and the newest events'."""
+        ...
+
+    async def begun_by(self, event: Meta) -> Sequence[RunSummary]:
+        """The runs that this event began, in the order in which they began."""
+        ...
+
+
 class PlanStore(Protocol):
     """Keeps the sources of plans, so that a run can end by the plan that it began with, and what was declared by
     them; and knows itself."""
@@ -320,7 +351,17 @@ class PlanStore(Protocol):
 
 
 class AnyStore(
-    Store, StoreReader, RunControl, Mailbox, ScheduleStore, RateLimits, Doorbell, DeadLetterStore, PlanStore, Protocol
+    Store,
+    StoreReader,
+    RunControl,
+    Mailbox,
+    ScheduleStore,
+    RateLimits,
+    Doorbell,
+    DeadLetterStore,
+    EventLog,
+    PlanStore,
+    Protocol,
 ):
     """All that the engine and the commands ask of a store."""
 

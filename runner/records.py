@@ -277,10 +277,39 @@ class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that a run published, for the event log."""
+    """An event for the event log. `run_id` is the run that emitted it; None if it came from outside."""
 
     meta: Meta
     data: bytes
+    run_id: str | None = None
+
+
+class LoggedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as the log has it: its place in the log, and its version, the place among those of its subject.
+
+    `handler` is whose run emitted it, if the store has the run.
+    """
+
+    position: int
+    version: int | None
+    meta: Meta
+    data: bytes
+    run_id: str | None = None
+    handler: str | None = None
+
+
+class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events of the log: those that fit all that is given. `since` and `until` are of the events' own times,
+    `until` and `up_to_version` included."""
+
+    id_begins: str | None = None
+    types: tuple[str, ...] | None = None
+    source: str | None = None
+    subject: str | None = None
+    correlation_id: str | None = None
+    since: str | None = None
+    until: str | None = None
+    up_to_version: int | None = None
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):

@@ -90,6 +90,7 @@ class Bench:
                 watch=lambda run, change: None,
                 on_suspects=lambda: None,
                 mailbox=self.store,
+                event_log=broken_store,
                 schedules=self.store,
             )
             tasks = await worker.start()

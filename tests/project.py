@@ -75,8 +75,12 @@ class Shop:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Begin `flowrun start`, and return without waiting."""
+        return self.begin("start", *arguments)
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """Begin a command, and return without waiting."""
         process = subprocess.Popen(
-            [FLOWRUN, "start", *arguments],
+            [FLOWRUN, *arguments],
             cwd=self.root,
             env=self.environment,
             stdout=subprocess.PIPE,

@@ -18,6 +18,7 @@ COMMANDS = {
     "dlq": "Dead letters: messages that could not begin a run.",
     "doctor": "Say what is wrong with this set-up, and how to mend it.",
     "emit": "Publish an event.",
+    "events": "The event log: what happened, in which order, and by what.",
     "explain": "Say what a diagnostic means, or when a handler retries.",
     "export": "Describe the project for other programs.",
     "graph": "Draw the project as Mermaid, DOT or SVG.",

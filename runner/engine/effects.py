@@ -173,6 +173,7 @@ class Effects:
             source=f"/flowrun/{run.plan.project}/{run.program.flow}",
             cause=run.started.trigger,
             trace=run.started.trace,
+            run_id=run.id,
         )
 
     def _retry(

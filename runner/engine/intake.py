@@ -30,7 +30,7 @@ from runner.message import (
     short,
 )
 from runner.plan import Command, Event, Plan, Program
-from runner.records import Answer, Arrival, Caller, DeadLetter, Error, Patterns, RunStarted
+from runner.records import Answer, Arrival, Caller, DeadLetter, Error, EventRecord, Patterns, RunStarted
 from runner.steps.emit import subject_of
 from runner.times import rfc3339
 from runner.topics import topic_matches
@@ -74,23 +74,37 @@ def _read_command(
     return _started(program, message, _key(program, _scope("command", payload, message, now, env)), now, caller)
 
 
-def read_arrivals(events: Mapping[str, Event], patterns: Patterns, delivery: Delivery, now: datetime) -> list[Arrival]:
-    """An event from the journal, once for each token that it bears; none for one that nobody declares any more.
+def read_event(
+    events: Mapping[str, Event], patterns: Patterns, delivery: Delivery, now: datetime
+) -> tuple[EventRecord, list[Arrival]]:
+    """An event from the journal, for the log, and as an arrival for each token that it bears. One that nobody declares
+    is kept under the type that it gives itself.
 
     Raises EnvelopeError.
     """
     if len(delivery.body) > MAX_BODY_BYTES:
         raise EnvelopeError("too_large", f"the body has {len(delivery.body)} bytes, the limit is {MAX_BODY_BYTES}")
-    event = _known_event(events, delivery)
+    event = known_event(events, delivery)
+    message = read_message(delivery, _own_type(delivery) if event is None else event.name, now)
     if event is None:
-        return []
-    message = read_message(delivery, event.name, now)
+        _json_of(message)
+        return EventRecord(meta=message.meta, data=message.data), []
     payload = _payload(event, message)
     message = _with_subject(event, message, payload, rfc3339(now))
-    return [
+    arrivals = [
         Arrival(token=token, received_at=rfc3339(now), meta=message.meta, data=message.data)
         for token in tokens_of(event.name, payload, patterns)
     ]
+    return EventRecord(meta=message.meta, data=message.data), arrivals
+
+
+def _own_type(delivery: Delivery) -> str:
+    """What an undeclared event says it is; the routing key only if it says nothing."""
+    names = claimed_type(delivery)
+    if not names:
+        raise EnvelopeError("unknown_event", "a message without a type")
+    said = names[1:] if delivery.routing_key else names
+    return (said or names)[0]
 
 
 def caller_of(program: Program, delivery: Delivery) -> Caller | None:
@@ -232,14 +246,15 @@ def second_chance(letter: DeadLetter, project: str) -> Outgoing:
 
 def _event_of(plan: Plan, delivery: Delivery) -> Event:
     """The event that the routing key names, else the one that the message says it is."""
-    event = _known_event(plan.events, delivery)
+    event = known_event(plan.events, delivery)
     if event is not None:
         return event
     shown = ", ".join(f'"{name}"' for name in claimed_type(delivery)) or "a message without a type"
     raise EnvelopeError("unknown_event", f"no event is declared for {shown}")
 
 
-def _known_event(events: Mapping[str, Event], delivery: Delivery) -> Event | None:
+def known_event(events: Mapping[str, Event], delivery: Delivery) -> Event | None:
+    """The declared event that a delivery is, however broken it may be; None if it is none."""
     for name in claimed_type(delivery):
         if name in events:
             return events[name]
@@ -249,11 +264,15 @@ def _known_event(events: Mapping[str, Event], delivery: Delivery) -> Event | Non
     return None
 
 
-def _payload(event: Event | Command, message: Message) -> Any:
+def _json_of(message: Message) -> Any:
     try:
-        payload = decode_json(message.data)
+        return decode_json(message.data)
     except ValueError as error:
         raise EnvelopeError("invalid_json", f"the body is not JSON: {error}") from None
+
+
+def _payload(event: Event | Command, message: Message) -> Any:
+    payload = _json_of(message)
     misfit = event.check(payload)
     if misfit is not None:
         raise EnvelopeError("schema_violation", f"{event.name} does not fit its schema: {misfit}")

@@ -357,7 +357,7 @@ class Run:
             started=None if self.owned else self.started,
             first=self._committed,
             records=tuple(self._records),
-            events=tuple(self._events),
+            events=(*(() if self.owned else self._beginning()), *self._events),
             outgoing=tuple(self._outgoing),
             commands=tuple(self._commands),
             tokens=tuple(self._tokens),
@@ -375,6 +375,12 @@ class Run:
         self._commands, self._tokens, self._cancel_tokens = [], [], []
         self.read_clock = False
         return change
+
+    def _beginning(self) -> Iterator[EventRecord]:
+        """The event that began the run: it may be on its way through the journal still, and in the log a cause stands
+        before its effects."""
+        if self.started.caller is None:
+            yield EventRecord(meta=self.started.trigger, data=self.started.data)
 
     async def _commit(self, change: Change) -> bool:
         try:

@@ -139,7 +139,7 @@ class Runs:
         for run_id in await self._control.lost(owned) if owned else ():
             if (lost := self._live.get(run_id)) is not None:
                 lost.abandon()
-        listening = [run.id for run in self._live.values() if run.listening]
+        listening = [run.id for run in self._live.values() if run.owned and not run.is_lost and run.listening]
         for run_id in await self._control.woken(listening) if listening else ():
             if (told := self._live.get(run_id)) is not None:
                 await told.refresh()

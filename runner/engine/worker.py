@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
 
 from runner.engine import intake
+from runner.engine.journal import BATCH, Batches, Journal
 from runner.engine.matching import patterns_of
 from runner.engine.outbox import Outbox
 from runner.engine.replies import reply_to
@@ -23,8 +24,8 @@ from runner.engine.runs import Environment, Runs, Watch
 from runner.engine.scheduler import Scheduler
 from runner.errors import EnvelopeError, StoreError, TransportError
 from runner.message import Delivery, identity
-from runner.plan import Event, Plan, Program
-from runner.ports import Clock, Doorbell, Mailbox, ScheduleStore, Store, StoreReader, Transport
+from runner.plan import Plan, Program
+from runner.ports import Clock, Doorbell, EventLog, Mailbox, ScheduleStore, Store, StoreReader, Transport
 from runner.records import SUSPECT_CRASHES, Caller, Change, DeadLetter, ReplySent, RunStarted, StoredRun
 from runner.times import parse_time, rfc3339
 
@@ -86,6 +87,7 @@ class Worker:
         reader: StoreReader,
         doorbell: Doorbell,
         mailbox: Mailbox,
+        event_log: EventLog,
         schedules: ScheduleStore,
         runs: Callable[[Callable[[], bool], Watch], Runs],
         environment: Environment,
@@ -101,14 +103,13 @@ class Worker:
         self._reader = reader
         self._doorbell = doorbell
         self._mailbox = mailbox
+        self._event_log = event_log
         self._environment = environment
         self._clock = clock
         self._watch = watch
         self._on_suspects = on_suspects
         self._draining = False
         self._trouble = ""
-        self._awaited: Mapping[str, Event] = {}
-        """The events that some wait may be for, of the present plan and of older ones."""
         self._waiting_queues: list[str] = []
         self._runs = runs(lambda: self._draining, self._committed)
         self._outbox = Outbox(store, transport)
@@ -128,7 +129,7 @@ class Worker:
     async def start(self) -> tuple[asyncio.Task[None], ...]:
         """Begin to consume; returns the tasks that go on until `drain`. Raises TransportError or StoreError."""
         self._cancels.append(await self._consume_one_by_one(self._plan.net, self._move))
-        await self._consume_what_runs_wait_for()
+        await self._consume_replies_and_journal()
         self._doorbell.on_ring(self._ring)
         if (await self._reader.backlog(handlers=self._handlers)).suspects:
             self._on_suspects()
@@ -139,23 +140,20 @@ class Worker:
         work += [self._scheduler.run()] if self._plan.schedules else []
         return tuple(asyncio.create_task(each) for each in work)
 
-    async def _consume_what_runs_wait_for(self) -> None:
-        """Replies and the journal, also if only runs of older plans wait for them: then their queues stand from then,
-        or nothing can come."""
+    async def _consume_replies_and_journal(self) -> None:
+        """Replies also if only runs of older plans wait for them: then their queue stands from then, or nothing can
+        come."""
         plans = await self._runs.plans()
-        self._awaited = {name: event for plan in reversed(plans) for name, event in plan.events.items()}
         await self._mailbox.keep_patterns(patterns_of(plans))
-        for present, older, work in (
-            (self._plan.replies, {plan.replies for plan in plans}, self._pass_on),
-            (self._plan.journal, {plan.journal for plan in plans}, self._note_arrival),
-        ):
-            for queue in older - {None}:
-                try:
-                    self._cancels.append(await self._consume_one_by_one(str(queue), work))
-                    self._waiting_queues.append(str(queue))
-                except TransportError:
-                    if present is not None:
-                        raise
+        self._cancels.append(await self._consume_journal(plans))
+        self._waiting_queues.append(self._plan.journal)
+        for queue in {plan.replies for plan in plans} - {None}:
+            try:
+                self._cancels.append(await self._consume_one_by_one(str(queue), self._pass_on))
+                self._waiting_queues.append(str(queue))
+            except TransportError:
+                if self._plan.replies is not None:
+                    raise
 
     @property
     def is_consuming(self) -> bool:
@@ -207,22 +205,29 @@ class Worker:
         self, queue: str, work: Callable[[Delivery], Coroutine[None, None, None]]
     ) -> Callable[[], Awaitable[None]]:
         def deliver(delivery: Delivery) -> None:
-            self._spawn(self._in_hand(delivery, lambda: work(delivery)))
+            self._spawn(self._in_hand([delivery], lambda: work(delivery)))
 
         return await self._transport.consume(queue, OWN_PREFETCH, deliver)
 
-    async def _note_arrival(self, delivery: Delivery) -> None:
-        """An event that some run may wait for, now or later."""
-        now = self._clock.now()
-        try:
-            arrivals = intake.read_arrivals(self._awaited, await self._mailbox.patterns(), delivery, now)
-        except EnvelopeError as fault:
-            await self._bury(JOURNAL, delivery, fault)
-            return
-        if arrivals:
-            await self._mailbox.arrive(arrivals)
+    async def _consume_journal(self, plans: Sequence[Plan]) -> Callable[[], Awaitable[None]]:
+        programs = self._plan.programs.values()
+        journal = Journal(
+            log=self._event_log,
+            mailbox=self._mailbox,
+            clock=self._clock,
+            events={name: event for plan in reversed(plans) for name, event in plan.events.items()},
+            handled={name for program in programs for route in program.routes for name in route.events},
+        )
+        batches = Batches(lambda batch: self._in_hand(batch, lambda: self._note(journal, batch)), self._spawn)
+        return await self._transport.consume(self._plan.journal, BATCH, batches.deliver)
+
+    async def _note(self, journal: Journal, batch: Sequence[Delivery]) -> None:
+        may_be_awaited, dead = await journal.note(batch)
+        if may_be_awaited:
             self._due.set()
-        await self._settle(delivery)
+        for delivery, fault in dead.items():
+            await self._bury(JOURNAL, delivery, fault)
+        await self._settle(*(delivery for delivery in batch if delivery not in dead))
 
     async def _pass_on(self, delivery: Delivery) -> None:
         """A reply goes to the run that waits for it, wherever that is; one that comes late is kept with it."""
@@ -256,10 +261,10 @@ class Worker:
 
     async def _serve(self, lane: _Lane, delivery: Delivery) -> None:
         async with lane.slots:
-            await self._in_hand(delivery, lambda: self._serve_or_bury(lane.program, delivery))
+            await self._in_hand([delivery], lambda: self._serve_or_bury(lane.program, delivery))
 
-    async def _in_hand(self, delivery: Delivery, work: Callable[[], Awaitable[None]]) -> None:
-        """While the store is away a message stays in hand: given back, it would come again at once. So consuming
+    async def _in_hand(self, deliveries: Sequence[Delivery], work: Callable[[], Awaitable[None]]) -> None:
+        """While the store is away messages stay in hand: given back, it would come again at once. So consuming
         pauses. The same trouble is said once, not for each message."""
         while not self._draining:
             try:
@@ -272,7 +277,7 @@ class Worker:
             else:
                 self._trouble = ""
                 return
-        await self._settle(delivery, accept=False)
+        await self._settle(*deliveries, accept=False)
 
     async def _serve_or_bury(self, program: Program, delivery: Delivery) -> None:
         try:
@@ -407,11 +412,11 @@ class Worker:
                 raise NotOurs
         await self._runs.execute(run)
 
-    async def _settle(self, delivery: Delivery, *, accept: bool = True) -> None:
+    async def _settle(self, *deliveries: Delivery, accept: bool = True) -> None:
         """Until it is done: a delivery that stays unsettled would keep its place in the prefetch for ever."""
         while True:
             try:
-                await self._transport.settle([delivery], accept=accept)
+                await self._transport.settle(deliveries, accept=accept)
             except (TransportError, StoreError) as error:
                 _log.warning("a message could not be settled: %s; trying again", error)
                 await asyncio.sleep(PAUSE_S)

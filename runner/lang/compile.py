@@ -180,7 +180,7 @@ class _Compiler:
             replies=f"{self.project}.replies" if self.declarations.commands else None,
             schedules=tuple(_schedule(schedule) for flow in self.declarations.flows for schedule in flow.schedules),
             ingress=tuple(self._endpoint(flow, each) for flow in self.declarations.flows for each in flow.ingress),
-            journal=f"{self.project}.journal" if self._awaited else None,
+            journal=f"{self.project}.journal",
             programs=programs,
             topology=self._topology(),
             net=f"{self.project}.dlq",
@@ -213,16 +213,12 @@ class _Compiler:
             for name, handler in handlers.items()
             for command in self.declarations.commands_of(handler)
         }
-        bindings |= {
-            Binding(exchange=f"{p}.events", queue=f"{p}.journal", pattern=key)
-            for name in self._awaited
-            for key in (name, *(str(key.value) for key in self.declarations.events[name].keys))
-        }
+        bindings.add(Binding(exchange=f"{p}.events", queue=f"{p}.journal", pattern="#"))
         served = {binding.queue for binding in bindings}
         names = [f"{p}.{name}" for name in handlers if f"{p}.{name}" in served]
         has_commands = bool(self.declarations.commands)
         names += [f"{p}.replies"] if has_commands else []
-        names += [f"{p}.journal"] if self._awaited else []
+        names.append(f"{p}.journal")
         queues = [
             Queue(name=name, arguments={"x-queue-type": "quorum", "x-dead-letter-exchange": dead}) for name in names
         ]

@@ -18,12 +18,13 @@ MAX_HEADER_BYTES = 32 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emitter:
-    """Who publishes: `source` is `/flowrun/<project>/<flow>`; the new event is caused by `cause`."""
+    """Who publishes: `source` is `/flowrun/<project>/<flow>`; `cause` is what began the run `run_id`, which emits."""
 
     project: str
     source: str
     cause: Meta | None = None
     trace: Mapping[str, str] | None = None
+    run_id: str | None = None
 
 
 def subject_of(event: Event, data: Any, now: str) -> str | None:
@@ -76,4 +77,4 @@ def build(
     size = sum(len(name.encode()) + len(str(value).encode()) for name, value in outgoing.properties.headers.items())
     if size > MAX_HEADER_BYTES:
         raise PayloadError(f"the attributes of {event.name} have {size} bytes, the limit is {MAX_HEADER_BYTES}")
-    return EventRecord(meta=meta, data=body), outgoing
+    return EventRecord(meta=meta, data=body, run_id=emitter.run_id), outgoing

@@ -21,7 +21,7 @@ import asyncpg
 import msgspec
 
 from runner.errors import NotFoundError, OwnershipError, StoreError
-from runner.message import Outgoing, new_id
+from runner.message import Meta, Outgoing, new_id
 from runner.plan import Topology
 from runner.records import (
     SUSPECT_CRASHES,
@@ -31,8 +31,10 @@ from runner.records import (
     Caller,
     Change,
     DeadLetter,
+    EventFilter,
     EventRecord,
     Intervention,
+    LoggedEvent,
     OutboxRow,
     Patterns,
     RunSummary,
@@ -49,7 +51,7 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 60.0
 """A connection into the void must not hold the writer: its answer is unknown then, and asked for."""
 MAX_GROUP = 500
-SCRIPTS = ("postgres_schema.sql", "postgres_schema_2.sql", "postgres_schema_3.sql")
+SCRIPTS = ("postgres_schema.sql", "postgres_schema_2.sql", "postgres_schema_3.sql", "postgres_schema_4.sql")
 
 _SQL = load_queries("runner.stores", "postgres_queries.sql")
 _log = logging.getLogger("flowrun.postgres")
@@ -357,10 +359,10 @@ class PostgresStore:
             async with connection.transaction():
                 if await connection.fetchval(_SQL["take_slot"], name, rfc3339(slot)) is None:
                     return False
-                if event is not None:
-                    await connection.execute(_SQL["add_events"], *_columns([rows.event_values(event)]))
                 if outgoing is not None:
                     await connection.execute(_SQL["add_outgoing"], *_columns([rows.outgoing_values(outgoing)]))
+                if event is not None:
+                    await self._log(connection, [event])
             return True
 
         return await self._with(take)
@@ -437,6 +439,46 @@ class PostgresStore:
     async def refused(self, limit: int) -> Sequence[OutboxRow]:
         """See `DeadLetterStore.refused`."""
         return [rows.outbox_row(row) for row in await self._with(lambda c: c.fetch(_SQL["refused"], limit))]
+
+    # --- EventLog
+
+    async def append(self, events: Sequence[EventRecord]) -> int:
+        """See `EventLog.append`. Most are there already: those wait for nobody."""
+
+        async def add(connection: _Connection) -> int:
+            ids, sources = _columns([(event.meta.id, event.meta.source) for event in events])
+            known = {tuple(row) for row in await connection.fetch(_SQL["known_events"], ids, sources)}
+            new = [e for e in events if (_storable(e.meta.id), _storable(e.meta.source)) not in known]
+            if not new:
+                return 0
+            async with connection.transaction():
+                return await self._log(connection, new)
+
+        return await self._with(add) if events else 0
+
+    async def events(
+        self, wanted: EventFilter, *, limit: int, after: int = 0, newest: bool = False
+    ) -> Sequence[LoggedEvent]:
+        """See `EventLog.events`."""
+        query = f"{_SQL['events']}\n{_SQL['events_newest' if newest else 'events_first']}"
+        given = msgspec.structs.asdict(wanted) | {"types": None if wanted.types is None else list(wanted.types)}
+        values = [_storable(value) for value in given.values()]
+        found = await self._with(lambda c: c.fetch(query, after, limit, *values))
+        return [rows.logged_event(row) for row in sorted(found, key=lambda row: row["position"])]
+
+    async def types(self) -> Sequence[str]:
+        """See `EventLog.types`."""
+        return [row["type"] for row in await self._with(lambda c: c.fetch(_SQL["event_types"]))]
+
+    async def subjects_near(self, subject: str, limit: int) -> Sequence[str]:
+        """See `EventLog.subjects_near`."""
+        found = await self._with(lambda c: c.fetch(_SQL["subjects_near"], _storable(subject), limit))
+        return [row["subject"] for row in found]
+
+    async def begun_by(self, event: Meta) -> Sequence[RunSummary]:
+        """See `EventLog.begun_by`."""
+        found = await self._with(lambda c: c.fetch(_SQL["begun_by"], rows.trigger_beginning(event)))
+        return [run for run in map(rows.run_summary, found) if run.trigger["source"] == event.source]
 
     # --- PlanStore
 
@@ -559,12 +601,10 @@ class PostgresStore:
 
     async def _append(self, connection: _Connection, changes: list[Change]) -> None:
         records = [values for c in changes for values in rows.record_values(c)]
-        events = [rows.event_values(event) for c in changes for event in c.events]
         outgoing = [rows.outgoing_values(message) for c in changes for message in c.outgoing]
         commands = [(command, c.run_id) for c in changes for command in c.commands]
         for name, values in (
             ("add_records", records),
-            ("add_events", events),
             ("add_commands", commands),
             ("add_waits", [values for c in changes for values in rows.wait_values(c)]),
             ("add_outgoing", outgoing),
@@ -575,6 +615,20 @@ class PostgresStore:
             await connection.execute(_SQL["forget_waits"], over)
         if cancelling := {c.run_id for c in changes if c.cancel_tokens and c.finished_at is None}:
             await self._cancel_if_it_came(connection, list(cancelling))
+        if events := [event for c in changes for event in c.events]:
+            await self._log(connection, events)
+
+    async def _log(self, connection: _Connection, events: Sequence[EventRecord]) -> int:
+        """Add to the event log what it has not, as the last thing of a transaction: until its end no other adds.
+
+        So versions have neither gaps nor doubles, and positions are committed in their order.
+        """
+        first: dict[tuple[str, str], EventRecord] = {}
+        for event in events:
+            first.setdefault((event.meta.id, event.meta.source), event)
+        values = [rows.event_values(event) for event in first.values()]
+        await connection.execute(_SQL["lock_log"], f"flowrun events {self._schema}")
+        return len(await connection.fetch(_SQL["add_events"], *_columns(values)))
 
     async def _cancel_if_it_came(self, connection: _Connection, run_ids: list[str]) -> None:
         runs = {row["id"]: row for row in await connection.fetch(_SQL["runs_whole"], run_ids)}

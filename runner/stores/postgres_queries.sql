@@ -56,17 +56,62 @@ RETURNING runs.id
 -- name: add_records
 INSERT INTO records (run_id, number, body) SELECT * FROM unnest($1::text[], $2::integer[], $3::text[])
 
--- name: add_events  the version is the next one of the subject
-INSERT INTO events (id, type, source, subject, version, time, correlation_id, causation_id, data)
+-- name: lock_log
+SELECT pg_advisory_xact_lock(hashtext($1))
+
+-- name: add_events  once, under the lock of the log; the version is the next one of the subject
+INSERT INTO events (id, type, source, subject, version, time, correlation_id, causation_id, data, run_id)
 SELECT u.id, u.type, u.source, u.subject,
     CASE WHEN u.subject IS NOT NULL THEN
         coalesce((SELECT max(version) FROM events e WHERE e.subject = u.subject), 0)
         + row_number() OVER (PARTITION BY u.subject ORDER BY u.place)
     END,
-    u.time, u.correlation_id, u.causation_id, u.data
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[])
-    WITH ORDINALITY AS u (id, type, source, subject, time, correlation_id, causation_id, data, place)
+    u.time, u.correlation_id, u.causation_id, u.data, u.run_id
+FROM unnest(
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::text[]
+) WITH ORDINALITY AS u (id, type, source, subject, time, correlation_id, causation_id, data, run_id, place)
+WHERE NOT EXISTS (SELECT FROM events e WHERE e.id = u.id AND e.source = u.source)
 ORDER BY u.place
+ON CONFLICT (id, source) DO NOTHING
+RETURNING position
+
+-- name: known_events
+SELECT e.id, e.source
+FROM unnest($1::text[], $2::text[]) AS u (id, source) JOIN events e ON e.id = u.id AND e.source = u.source
+
+-- name: events  to be followed by their order
+SELECT events.position, events.id, events.type, events.source, events.subject, events.version, events.time,
+    events.correlation_id, events.causation_id, events.data, events.run_id, runs.handler
+FROM events LEFT JOIN runs ON runs.id = events.run_id
+WHERE events.position > $1
+    AND ($3::text IS NULL OR (events.id >= $3 AND events.id < $3 || chr(1114111)))
+    AND ($4::text[] IS NULL OR events.type = ANY ($4))
+    AND ($5::text IS NULL OR events.source = $5)
+    AND ($6::text IS NULL OR events.subject = $6)
+    AND ($7::text IS NULL OR events.correlation_id = $7)
+    AND ($8::text IS NULL OR events.time >= $8)
+    AND ($9::text IS NULL OR events.time <= $9)
+    AND ($10::integer IS NULL OR events.version <= $10)
+
+-- name: events_first
+ORDER BY events.position LIMIT $2
+
+-- name: events_newest
+ORDER BY events.position DESC LIMIT $2
+
+-- name: event_types
+SELECT DISTINCT type FROM events ORDER BY type
+
+-- name: subjects_near
+SELECT subject FROM (SELECT DISTINCT subject FROM events WHERE subject >= $1 ORDER BY subject LIMIT $2) AS next
+UNION
+SELECT subject FROM (SELECT DISTINCT subject FROM events WHERE subject < $1 ORDER BY subject DESC LIMIT $2) AS last
+UNION
+SELECT subject FROM (SELECT subject FROM events WHERE subject IS NOT NULL ORDER BY position DESC LIMIT $2) AS newest
+
+-- name: begun_by
+SELECT id, flow, handler, state, trigger, started_at, finished_at, error FROM runs
+WHERE starts_with(trigger, $1) ORDER BY started_at, id
 
 -- name: add_commands
 INSERT INTO commands (id, run_id) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING

@@ -22,6 +22,7 @@ from runner.records import (
     Error,
     EventRecord,
     Intervention,
+    LoggedEvent,
     OutboxRow,
     Patterns,
     Record,
@@ -121,9 +122,35 @@ def record_values(change: Change) -> list[tuple[str, int, str]]:
 
 
 def event_values(event: EventRecord) -> tuple[Any, ...]:
-    """id, type, source, subject, time, correlation_id, causation_id, data."""
+    """id, type, source, subject, time, correlation_id, causation_id, data, run_id."""
     m = event.meta
-    return m.id, m.type, m.source, m.subject, m.time, m.correlation_id, m.causation_id, event.data
+    return m.id, m.type, m.source, m.subject, m.time, m.correlation_id, m.causation_id, event.data, event.run_id
+
+
+def logged_event(row: Sequence[Any]) -> LoggedEvent:
+    """Of position, id, type, source, subject, version, time, correlation_id, causation_id, data, run_id, handler."""
+    position, ident, kind, source, subject, version, time, correlation_id, causation_id, data, run_id, handler = row
+    return LoggedEvent(
+        position=position,
+        version=version,
+        meta=Meta(
+            id=ident,
+            type=kind,
+            source=source,
+            subject=subject,
+            time=time,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+        ),
+        data=bytes(data),
+        run_id=run_id,
+        handler=handler,
+    )
+
+
+def trigger_beginning(event: Meta) -> str:
+    """How the JSON text of every trigger with this id begins: it is the first of its fields."""
+    return f'{{"id":{text(event.id)},'
 
 
 def outgoing_values(message: Outgoing) -> tuple[Any, ...]:

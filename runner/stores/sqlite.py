@@ -14,7 +14,7 @@ from types import TracebackType
 import msgspec
 
 from runner.errors import NotFoundError, OwnershipError, StoreError
-from runner.message import Outgoing
+from runner.message import Meta, Outgoing
 from runner.plan import Topology
 from runner.records import (
     SUSPECT_CRASHES,
@@ -24,8 +24,10 @@ from runner.records import (
     Caller,
     Change,
     DeadLetter,
+    EventFilter,
     EventRecord,
     Intervention,
+    LoggedEvent,
     OutboxRow,
     Patterns,
     RunStarted,
@@ -38,7 +40,7 @@ from runner.sqlite_file import SqliteFile
 from runner.stores import rows
 from runner.times import parse_time, rfc3339
 
-SCRIPTS = ("sqlite_schema.sql", "sqlite_schema_2.sql", "sqlite_schema_3.sql")
+SCRIPTS = ("sqlite_schema.sql", "sqlite_schema_2.sql", "sqlite_schema_3.sql", "sqlite_schema_4.sql")
 
 _SQL = load_queries("runner.stores", "sqlite_queries.sql")
 _log = logging.getLogger("flowrun.store")
@@ -290,6 +292,48 @@ class SqliteStore:
         """See `DeadLetterStore.refused`."""
         found = await self._file.read(lambda c: c.execute(_SQL["refused"], (limit,)).fetchall())
         return [rows.outbox_row(row) for row in found]
+
+    # --- EventLog
+
+    async def append(self, events: Sequence[EventRecord]) -> int:
+        """See `EventLog.append`. Most are there already: those wait for no writer."""
+
+        def is_new(connection: sqlite3.Connection, event: EventRecord) -> bool:
+            return connection.execute(_SQL["has_event"], (event.meta.id, event.meta.source)).fetchone() is None
+
+        def add(connection: sqlite3.Connection) -> int:
+            return connection.executemany(_SQL["add_event"], map(rows.event_values, new)).rowcount
+
+        new = await self._file.read(lambda c: [event for event in events if is_new(c, event)])
+        return await self._file.write(add) if new else 0
+
+    async def events(
+        self, wanted: EventFilter, *, limit: int, after: int = 0, newest: bool = False
+    ) -> Sequence[LoggedEvent]:
+        """See `EventLog.events`."""
+        given = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
+        names = ["events", *(f"events_{name}" for name in given), "events_newest" if newest else "events_first"]
+        query = "\n".join(_SQL[name] for name in names)
+        values = {**given, "after": after, "limit": limit}
+        if wanted.types is not None:
+            values["types"] = rows.text(wanted.types)
+        found = await self._file.read(lambda c: c.execute(query, values).fetchall())
+        return [rows.logged_event(row) for row in sorted(found)]
+
+    async def types(self) -> Sequence[str]:
+        """See `EventLog.types`."""
+        return await self._file.read(lambda c: [name for (name,) in c.execute(_SQL["event_types"])])
+
+    async def subjects_near(self, subject: str, limit: int) -> Sequence[str]:
+        """See `EventLog.subjects_near`."""
+        values = (subject, limit)
+        return await self._file.read(lambda c: [name for (name,) in c.execute(_SQL["subjects_near"], values)])
+
+    async def begun_by(self, event: Meta) -> Sequence[RunSummary]:
+        """See `EventLog.begun_by`."""
+        begins = (rows.trigger_beginning(event),)
+        found = await self._file.read(lambda c: c.execute(_SQL["begun_by"], begins).fetchall())
+        return [run for run in map(rows.run_summary, found) if run.trigger["source"] == event.source]
 
     # --- PlanStore
 

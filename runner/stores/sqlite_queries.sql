@@ -32,14 +32,68 @@ WHERE id = :id AND owner = :owner
 -- name: add_record
 INSERT INTO records (run_id, number, body) VALUES (?, ?, ?)
 
--- name: add_event  its version is the next one of its subject
-INSERT INTO events (id, type, source, subject, version, time, correlation_id, causation_id, data)
+-- name: add_event  once; its version is the next one of its subject
+INSERT INTO events (id, type, source, subject, version, time, correlation_id, causation_id, data, run_id)
 VALUES (
     ?1, ?2, ?3, ?4,
     CASE WHEN ?4 IS NULL THEN NULL
     ELSE (SELECT coalesce(max(version), 0) + 1 FROM events WHERE subject = ?4) END,
-    ?5, ?6, ?7, ?8
+    ?5, ?6, ?7, ?8, ?9
 )
+ON CONFLICT (id, source) DO NOTHING
+
+-- name: has_event
+SELECT 1 FROM events WHERE id = ? AND source = ?
+
+-- name: events  to be followed by the conditions of what is asked for, and of no more, so that they find their index
+SELECT events.position, events.id, events.type, events.source, events.subject, events.version, events.time,
+    events.correlation_id, events.causation_id, events.data, events.run_id, runs.handler
+FROM events LEFT JOIN runs ON runs.id = events.run_id
+WHERE events.position > :after
+
+-- name: events_id_begins
+AND events.id >= :id_begins AND events.id < :id_begins || char(0x10FFFF)
+
+-- name: events_types
+AND events.type IN (SELECT value FROM json_each(:types))
+
+-- name: events_source
+AND events.source = :source
+
+-- name: events_subject
+AND events.subject = :subject
+
+-- name: events_correlation_id
+AND events.correlation_id = :correlation_id
+
+-- name: events_since
+AND events.time >= :since
+
+-- name: events_until
+AND events.time <= :until
+
+-- name: events_up_to_version
+AND events.version <= :up_to_version
+
+-- name: events_first
+ORDER BY events.position LIMIT :limit
+
+-- name: events_newest
+ORDER BY events.position DESC LIMIT :limit
+
+-- name: event_types
+SELECT DISTINCT type FROM events ORDER BY type
+
+-- name: subjects_near
+SELECT subject FROM (SELECT DISTINCT subject FROM events WHERE subject >= ?1 ORDER BY subject LIMIT ?2)
+UNION
+SELECT subject FROM (SELECT DISTINCT subject FROM events WHERE subject < ?1 ORDER BY subject DESC LIMIT ?2)
+UNION
+SELECT subject FROM (SELECT subject FROM events WHERE subject IS NOT NULL ORDER BY position DESC LIMIT ?2)
+
+-- name: begun_by
+SELECT id, flow, handler, state, trigger, started_at, finished_at, error FROM runs
+WHERE substr(trigger, 1, length(?1)) = ?1 ORDER BY started_at, id
 
 -- name: add_command
 INSERT INTO commands (id, run_id) VALUES (?, ?) ON CONFLICT DO NOTHING

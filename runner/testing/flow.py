@@ -218,10 +218,11 @@ class FlowKit:
 
     async def arrive(self, event: str, payload: Any, *, ident: str | None = None) -> None:
         """Let an event come that runs may wait for (`wait_for`, `cancel_on`); they go on with `finish`."""
-        assert self.plan.journal is not None, "nothing in this plan waits for an event"
         delivery = _delivery(self.plan.journal, "test.events", event, encode_json(payload), None, ident)
         patterns = patterns_of([self.plan])
-        await self.store.arrive(intake.read_arrivals(self.plan.events, patterns, delivery, self.clock.now()))
+        assert event in patterns, f"nothing in this plan waits for {event}"
+        _, arrivals = intake.read_event(self.plan.events, patterns, delivery, self.clock.now())
+        await self.store.arrive(arrivals)
         await self._tell()
 
     async def finish(self, run_id: str, *, limit: int = 100) -> KitRun:
@@ -342,7 +343,8 @@ class FlowKit:
         )
 
     def _committed(self, change: Change) -> None:
-        events = [(event.meta.type, decode_json(event.data)) for event in change.events]
+        emitted = [event for event in change.events if event.run_id is not None]
+        events = [(event.meta.type, decode_json(event.data)) for event in emitted]
         self._emitted.setdefault(change.run_id, []).extend(events)
         for message in change.outgoing:
             self._post(message)

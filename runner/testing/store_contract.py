@@ -17,6 +17,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
@@ -40,8 +41,10 @@ from runner.records import (
     DeadLetter,
     Error,
     ErrorCaught,
+    EventFilter,
     EventRecord,
     Intervention,
+    LoggedEvent,
     Record,
     ReplySent,
     RunFailed,
@@ -431,6 +434,115 @@ class StoreContract:
             await asyncio.gather(*(stores[n % 2].commit(begin(n, events=(event(n, "a"),))) for n in range(100)))
             log = await self.events()
         assert [version for _, _, version in log] == list(range(1, 101))
+
+    async def test_events_are_appended_once_in_their_order_and_come_back_as_they_were(self) -> None:
+        data = bytes(range(256))
+        first = EventRecord(meta=meta(1, subject="a"), data=data, run_id=run_id(1))
+        outside = EventRecord(meta=meta(2, subject=self.text), data=b"2")
+        async with self.store() as store:
+            await store.commit(begin(1))
+            assert await store.append([first, outside, first]) == 2
+            assert await store.append([first, event(3, "a"), outside]) == 1
+            assert await store.append([]) == 0
+            one, two, three = await store.events(EventFilter(), limit=10)
+        assert (one.meta, one.data, one.run_id, one.handler) == (first.meta, data, run_id(1), "orders.place")
+        assert (two.meta, two.data, two.run_id, two.handler) == (outside.meta, b"2", None, None)
+        assert [entry.version for entry in (one, two, three)] == [1, 1, 2]
+        assert one.position < two.position < three.position
+
+    async def test_what_a_run_emitted_is_in_the_log_already_when_it_comes_through_the_journal(self) -> None:
+        emitted = EventRecord(meta=meta(1, subject="a"), data=b"{}", run_id=run_id(1))
+        async with self.store() as store:
+            await store.commit(begin(1, events=(emitted,)))
+            assert await store.append([event(1, "a"), event(2, "a")]) == 1
+            await store.commit(begin(2, events=(event(2, "a"), event(3, "a"))))
+            log = await store.events(EventFilter(), limit=10)
+        assert [(entry.meta.id, entry.version) for entry in log] == [("m-1", 1), ("m-2", 2), ("m-3", 3)]
+        assert [entry.run_id for entry in log] == [run_id(1), None, None]
+
+    async def test_the_same_id_from_another_source_is_another_event(self) -> None:
+        other = EventRecord(meta=replace(meta(1, subject="a"), source="/elsewhere"), data=b"{}")
+        async with self.store() as store:
+            assert await store.append([event(1, "a"), other]) == 2
+
+    async def test_who_append_and_commit_the_same_subject_at_once_leave_neither_gap_nor_double(self) -> None:
+        async with self.store() as one, self.store() as two:
+            work: list[Awaitable[object]] = []
+            for n in range(0, 200, 10):
+                batch = [event(number, "ab"[number % 3 == 0]) for number in range(n, n + 10)]
+                work += [one.append(batch), two.append(batch[::-1])]
+                work.append(one.commit(begin(n, events=(event(1000 + n, "a"), event(n, "a")))))
+                work.append(two.commit(begin(n + 1, events=(event(2000 + n, "a"), event(n + 1, "b")))))
+            await asyncio.gather(*work)
+            log = await one.events(EventFilter(), limit=1000)
+        assert len({entry.meta.id for entry in log}) == len(log) == 240
+        for subject in ("a", "b"):
+            versions = [entry.version for entry in log if entry.meta.subject == subject]
+            assert versions == list(range(1, len(versions) + 1))
+
+    async def test_who_reads_on_from_the_last_position_misses_nothing(self) -> None:
+        async with self.store() as one, self.store() as two:
+            work = [
+                asyncio.ensure_future(store.append([event(number, None)]))
+                for number in range(100)
+                for store in ((one, two)[number % 2],)
+            ]
+            seen: list[LoggedEvent] = []
+            async with asyncio.timeout(TIMEOUT_S):
+                while len(seen) < 100:
+                    seen += await one.events(EventFilter(), limit=7, after=seen[-1].position if seen else 0)
+            await asyncio.gather(*work)
+            assert seen == await two.events(EventFilter(), limit=1000)
+
+    async def test_events_are_found_by_what_they_are_the_first_or_the_newest(self) -> None:
+        records = [
+            EventRecord(
+                meta=replace(
+                    meta(number, subject=f"s-{number % 2}"),
+                    type=("order.placed", "order.paid")[number % 3 == 0],
+                    source=f"/s/{number % 4}",
+                    correlation_id=f"c-{number // 5}",
+                ),
+                data=b"{}",
+            )
+            for number in range(10)
+        ]
+        async with self.store() as store:
+            await store.append(records)
+
+            async def found(limit: int = 10, *, newest: bool = False, **wanted: Any) -> list[int]:
+                log = await store.events(EventFilter(**wanted), limit=limit, newest=newest)
+                return [int(entry.meta.id.removeprefix("m-")) for entry in log]
+
+            assert await found(3) == [0, 1, 2]
+            assert await found(3, newest=True) == [7, 8, 9]
+            assert await found(types=("order.paid",)) == [0, 3, 6, 9]
+            assert await found(types=()) == []
+            assert await found(types=("order.paid", "order.placed"), subject="s-1") == [1, 3, 5, 7, 9]
+            assert await found(2, types=("order.paid",), newest=True) == [6, 9]
+            assert await found(source="/s/3") == [3, 7]
+            assert await found(correlation_id="c-1") == [5, 6, 7, 8, 9]
+            assert await found(since=at(3), until=at(5)) == [3, 4, 5]
+            assert await found(subject="s-0", up_to_version=2) == [0, 2]
+            assert await found(id_begins="m-7") == [7]
+            assert await found(id_begins="m-") == list(range(10))
+            assert await found(id_begins="M-") == []
+            assert await store.types() == ["order.paid", "order.placed"]
+
+    async def test_a_misspelt_subject_has_its_likes_among_its_neighbours_and_the_newest(self) -> None:
+        async with self.store() as store:
+            assert await store.subjects_near("order/1", 2) == []
+            await store.append([event(n, subject) for n, subject in enumerate(("order/1", "order/2", "x", None, "y"))])
+            assert set(await store.subjects_near("order/3", 1)) == {"order/2", "x", "y"}
+            assert "y" in await store.subjects_near("aaaa", 1)
+
+    async def test_the_runs_that_an_event_began_are_known_by_its_id_and_source(self) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1))
+            await store.commit(begin(11))
+            assert [run.id for run in await store.begun_by(meta(1))] == [run_id(1)]
+            assert await store.begun_by(replace(meta(1), source="/elsewhere")) == []
+            assert await store.begun_by(meta(2)) == []
 
     # --- taking runs up
 

@@ -496,6 +496,20 @@ class TransportContract:
         async with self.transport() as transport:
             assert await self.drained(transport, "q") == [b"y"]
 
+    async def test_settled_together_in_any_order_takes_no_other_along(self) -> None:
+        inbox = Inbox()
+        async with self.transport() as transport:
+            await transport.declare(self.topology("q"))
+            await self.put(transport, "q", *(b"%d" % number for number in range(8)))
+            await transport.consume(self.name("q"), 8, inbox)
+            await inbox.wait(8)
+            got = inbox.deliveries
+            await transport.settle([got[3], got[1]])
+            await transport.settle([got[2], got[0], got[1]])
+            await transport.settle([got[6], got[5]])
+        async with self.transport() as transport:
+            assert await self.drained(transport, "q") == [b"4", b"7"]
+
     async def test_what_a_closed_transport_had_not_settled_comes_again_and_says_so(self) -> None:
         inbox, again = Inbox(), Inbox()
         async with self.transport() as other:

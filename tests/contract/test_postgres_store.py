@@ -15,7 +15,7 @@ import pytest
 
 from runner.errors import StoreError
 from runner.ports import AnyStore
-from runner.records import Intervention, RunState
+from runner.records import EventFilter, Intervention, RunState
 from runner.stores import postgres as postgres_module
 from runner.stores import rows
 from runner.stores.postgres import SCRIPTS, PostgresStore
@@ -204,12 +204,15 @@ class TestPostgresStore(StoreContract):
             f"INSERT INTO runs ({columns}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             *rows.run_values(begin(1), started(1))[:9],
         )
+        events = "INSERT INTO events (id, type, source, version, time, correlation_id, data) VALUES "
+        await connection.execute(events + "('1', 't', 's', 1, '', '', 'a'), ('1', 't', 's', 2, '', '', 'b')")
         await connection.close()
         for _ in range(2):
             async with self.store() as store:
                 run = await store.run(run_id(1))
                 assert run is not None
                 assert (run.started, run.crashes, run.request) == (started(1), 0, None)
+                assert [event.data for event in await store.events(EventFilter(), limit=9)] == [b"a"]
         async with self.store() as store:
             await store.seize(run_id(1))
             assert await store.commit(go_on(1, RunState.COMPLETED, finished_at=at(1)))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import StoreError
-from runner.records import RunState
+from runner.records import EventFilter, RunState
 from runner.sqlite_file import SqliteFile
 from runner.stores import rows
 from runner.stores.sqlite import SCRIPTS, SqliteStore
@@ -118,11 +118,14 @@ class TestSqliteStore(StoreContract):
             columns = "id, flow, handler, plan_hash, state, trigger, trace, data, started_at"
             values = rows.run_values(begin(1), started(1))[:9]
             connection.execute(f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            events = "INSERT INTO events (id, type, source, version, time, correlation_id, data) VALUES "
+            connection.execute(events + "('1', 't', 's', 1, '', '', x'61'), ('1', 't', 's', 2, '', '', x'62')")
         for _ in range(2):
             async with self.store() as store:
                 run = await store.run(run_id(1))
                 assert run is not None
                 assert (run.started, run.crashes, run.request) == (started(1), 0, None)
+                assert [event.data for event in await store.events(EventFilter(), limit=9)] == [b"a"]
         async with self.store() as store:
             await store.seize(run_id(1))
             assert await store.commit(go_on(1, RunState.COMPLETED, finished_at=at(1)))

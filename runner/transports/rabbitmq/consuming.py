@@ -96,19 +96,17 @@ class Consumers:
 
     async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
         """See `Transport.settle`."""
+        if accept and len(deliveries) > 1 and (last := _settling_all(deliveries)) is not None:
+            last.unsettled.difference_update(delivery.receipt.tag for delivery in deliveries)
+            await _settle(deliveries[-1].queue, last.channel.basic_ack(last.tag, multiple=True))
+            return
         for delivery in deliveries:
             receipt: Receipt = delivery.receipt
             if receipt.channel.is_closed or receipt.tag not in receipt.unsettled:
                 continue  # from before a reconnection: it comes again, and the store knows it
             receipt.unsettled.discard(receipt.tag)
-            try:
-                with faults("lost before it was settled, it comes again"):
-                    if accept:
-                        await receipt.channel.basic_ack(receipt.tag)
-                    else:
-                        await receipt.channel.basic_nack(receipt.tag, requeue=True)
-            except TransportError as fault:
-                _log.debug("%s: %s", delivery.queue, fault)
+            channel, tag = receipt.channel, receipt.tag
+            await _settle(delivery.queue, channel.basic_ack(tag) if accept else channel.basic_nack(tag, requeue=True))
 
     async def _begin(self, consumer: _Consumer) -> None:
         channel = await self._link.channel()
@@ -192,3 +190,22 @@ async def _cancel(consumer: _Consumer) -> None:
             await channel.basic_cancel(consumer.tag, timeout=CONNECT_TIMEOUT_S)
     except TransportError as error:
         _log.debug("the consumer of %s: %s", consumer.queue, error)
+
+
+def _settling_all(deliveries: Sequence[Delivery]) -> Receipt | None:
+    """The last one's receipt, if one acknowledgement of it is of all these and of no others: they are of one channel,
+    and what came on it before them is settled."""
+    receipts: list[Receipt] = [delivery.receipt for delivery in deliveries]
+    last = max(receipts, key=lambda receipt: receipt.tag)
+    tags = {receipt.tag for receipt in receipts if receipt.channel is last.channel}
+    if len(tags) < len(receipts) or last.channel.is_closed or not tags <= last.unsettled:
+        return None
+    return last if min(last.unsettled - tags, default=last.tag + 1) > last.tag else None
+
+
+async def _settle(queue: str, word: Awaitable[object]) -> None:
+    try:
+        with faults("lost before it was settled, it comes again"):
+            await word
+    except TransportError as fault:
+        _log.debug("%s: %s", queue, fault)

@@ -1,0 +1,11 @@
+-- The tables of the SQLite store, version 4: the event log holds each event once, and knows which run emitted it.
+
+ALTER TABLE events ADD COLUMN run_id TEXT;
+
+DELETE FROM events WHERE position NOT IN (SELECT min(position) FROM events GROUP BY id, source);
+
+CREATE UNIQUE INDEX events_once ON events (id, source);
+
+CREATE INDEX events_correlated ON events (correlation_id);
+
+CREATE INDEX events_of_type ON events (type, position);
