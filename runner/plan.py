@@ -529,7 +529,7 @@ class Plan:
     net: str
     """The queue into which the broker's own dead letters fall."""
     journal: str
-    """The queue into which all events come, for the event log and for who waits for them."""
+    """The queue into which events come that some step waits for, or that no route leads anywhere: for the log."""
     commands: Mapping[str, Command] = field(default_factory=dict)
     replies: str | None = None
     """The queue to which replies come; None if there is no command to be sent."""

@@ -118,6 +118,7 @@ class Worker:
         )
         self._serves_commands = any(program.command is not None for program in programs)
         self._handlers = [program.name for program in programs] if only_these else None
+        self._for_the_log: Batches | None = None
         self._nameless: set[str] = set()
         self._lanes = {p.name: _Lane(p, asyncio.Semaphore(p.concurrency)) for p in programs}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -218,8 +219,8 @@ class Worker:
             events={name: event for plan in reversed(plans) for name, event in plan.events.items()},
             handled={name for program in programs for route in program.routes for name in route.events},
         )
-        batches = Batches(lambda batch: self._in_hand(batch, lambda: self._note(journal, batch)), self._spawn)
-        return await self._transport.consume(self._plan.journal, BATCH, batches.deliver)
+        self._for_the_log = Batches(lambda batch: self._in_hand(batch, lambda: self._note(journal, batch)), self._spawn)
+        return await self._transport.consume(self._plan.journal, BATCH, self._for_the_log.deliver)
 
     async def _note(self, journal: Journal, batch: Sequence[Delivery]) -> None:
         may_be_awaited, dead = await journal.note(batch)
@@ -297,7 +298,8 @@ class Worker:
             return
         if started is None:
             self.counts.passed_over += 1
-            await self._settle(delivery)
+            assert self._for_the_log is not None
+            self._for_the_log.deliver(delivery)  # no run logs it
         else:
             await self._begin_once(program, delivery, started)
 

@@ -213,7 +213,14 @@ class _Compiler:
             for name, handler in handlers.items()
             for command in self.declarations.commands_of(handler)
         }
-        bindings.add(Binding(exchange=f"{p}.events", queue=f"{p}.journal", pattern="#"))
+        # An event that a handler's queue takes is logged with the run that it begins: bound here as well, it would never
+        # come back unroutable, and whose queue is gone would not be noticed.
+        bindings |= {
+            Binding(exchange=f"{p}.events", queue=f"{p}.journal", pattern=key)
+            for name, event in self.declarations.events.items()
+            if name in self._awaited or name not in self._routed
+            for key in (name, *(str(key.value) for key in event.keys))
+        }
         served = {binding.queue for binding in bindings}
         names = [f"{p}.{name}" for name in handlers if f"{p}.{name}" in served]
         has_commands = bool(self.declarations.commands)

@@ -175,6 +175,7 @@ def test_operations_are_what_the_project_sends_and_receives(wood: Path) -> None:
         "wood.go.receives.money.moved": ("receive", "wood.wood.go", False),
         "journal.receives.anything": ("receive", "wood.journal", False),
         "journal.receives.tree.grown": ("receive", "wood.journal", False),
+        "journal.receives.nothing": ("receive", "wood.journal", False),
         "send.look": ("send", None, True),
         "send.cut": ("send", None, True),
         "wood.cut.receives.cut": ("receive", "wood.wood.cut", True),

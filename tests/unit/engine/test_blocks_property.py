@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from acting import Crash, CrashingStore, flow
 
+from runner.engine.matching import patterns_of
 from runner.errors import RefusedError, RetryableError, TerminalError
 from runner.handler import Context, handler
 from runner.plan import Parallel, Program, Step, walk
@@ -205,7 +206,7 @@ async def play(
             run = await kit.look(row.id)
             if run.state.is_final:
                 break
-            if turn == 1 and kit.plan.journal is not None:
+            if turn == 1 and patterns_of([kit.plan]):
                 await kit.arrive("answer", {})
             await world.answer(kit)
             try:
