@@ -213,8 +213,8 @@ class _Compiler:
             for name, handler in handlers.items()
             for command in self.declarations.commands_of(handler)
         }
-        # An event that a handler's queue takes is logged with the run that it begins: bound here as well, it would never
-        # come back unroutable, and whose queue is gone would not be noticed.
+        # An event that a handler's queue takes is logged with the run that it begins. Bound here as well, it would
+        # never come back unroutable, and nobody would notice that the handler's queue is gone.
         bindings |= {
             Binding(exchange=f"{p}.events", queue=f"{p}.journal", pattern=key)
             for name, event in self.declarations.events.items()
