@@ -64,6 +64,16 @@ def postgres_url(request: pytest.FixtureRequest) -> str:
     return server.new_database()
 
 
+@pytest.fixture(
+    params=["embedded", pytest.param("rabbitmq and postgres", marks=[pytest.mark.rabbitmq, pytest.mark.postgres])]
+)
+def place(request: pytest.FixtureRequest) -> tuple[str, str | None]:
+    """Where a test runs, once each: the URLs of the broker and of the store, which is SQLite if there is none."""
+    if request.param == "embedded":
+        return "embedded:", None
+    return request.getfixturevalue("rabbit_url"), request.getfixturevalue("postgres_url")
+
+
 def _absent(service: str, variable: str) -> NoReturn:
     """Skip on a laptop, fail on CI. A server that the environment names is there, only not ours to stop."""
     if os.environ.get(variable):

@@ -227,8 +227,8 @@ class Worker:
         if may_be_awaited:
             self._due.set()
         for delivery, fault in dead.items():
-            await self._bury(JOURNAL, delivery, fault)
-        await self._settle(*(delivery for delivery in batch if delivery not in dead))
+            await self._keep_letter(JOURNAL, delivery, fault)
+        await self._settle(*batch)
 
     async def _pass_on(self, delivery: Delivery) -> None:
         """A reply goes to the run that waits for it, wherever that is; one that comes late is kept with it."""
@@ -326,10 +326,13 @@ class Worker:
                 return
 
     async def _bury(self, handler: str, delivery: Delivery, fault: EnvelopeError) -> None:
+        await self._keep_letter(handler, delivery, fault)
+        await self._settle(delivery)
+
+    async def _keep_letter(self, handler: str, delivery: Delivery, fault: EnvelopeError) -> None:
         letter = intake.dead_letter(handler, delivery, fault, self._clock.now())
         await self._store.bury(letter)
         self._say_dead(letter)
-        await self._settle(delivery)
 
     def _say_dead(self, letter: DeadLetter) -> None:
         self.counts.dead_letters += 1

@@ -11,13 +11,9 @@ import pytest
 from project import Shop
 
 
-@pytest.fixture(
-    params=["embedded", pytest.param("rabbitmq and postgres", marks=[pytest.mark.rabbitmq, pytest.mark.postgres])]
-)
-def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
-    real = request.param != "embedded"
-    broker = request.getfixturevalue("rabbit_url") if real else "embedded:"
-    store = request.getfixturevalue("postgres_url") if real else None
+@pytest.fixture
+def shop(place: tuple[str, str | None], tmp_path: Path) -> Iterator[Shop]:
+    broker, store = place
     with Shop(tmp_path, broker, store=store) as shop:
         yield shop
 

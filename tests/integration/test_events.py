@@ -34,16 +34,12 @@ handlers:
 """
 
 
-@pytest.fixture(
-    params=["embedded", pytest.param("rabbitmq and postgres", marks=[pytest.mark.rabbitmq, pytest.mark.postgres])]
-)
-def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
+@pytest.fixture
+def shop(place: tuple[str, str | None], tmp_path: Path) -> Iterator[Shop]:
     (tmp_path / "flows").mkdir()
     (tmp_path / "flows/f.yaml").write_text(FLOW)
     (tmp_path / "flowrun.yaml").write_text("project: shop\n")
-    real = request.param != "embedded"
-    broker = request.getfixturevalue("rabbit_url") if real else "embedded:"
-    store = request.getfixturevalue("postgres_url") if real else None
+    broker, store = place
     with Shop(tmp_path, broker, root=tmp_path, store=store) as shop:
         yield shop
 
