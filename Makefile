@@ -12,7 +12,7 @@ demo: .venv/.installed ## Run the example project, with nothing but Python
 	@.venv/bin/python flows/demo.py
 
 test: check services ## Check, then run every test; starts RabbitMQ and PostgreSQL by itself
-	@.venv/bin/pytest -q
+	@.venv/bin/pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 check: .venv/.installed ## Lint and type-check
 	@.venv/bin/ruff check

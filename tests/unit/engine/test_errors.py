@@ -181,7 +181,11 @@ async def test_parameters_have_their_defaults() -> None:
     assert done.steps["a"].output == ["a", 1]
 
 
-@pytest.mark.parametrize("result", [object(), {None: 1}, "\ud800", [object()], {"a": 1j}], ids=repr)
+@pytest.mark.parametrize(
+    "result",
+    [object(), {None: 1}, "\ud800", [object()], {"a": 1j}],
+    ids=["object", "null key", "surrogate", "list", "complex"],
+)
 async def test_a_result_that_json_cannot_carry_is_invalid_output(result: Any) -> None:
     service = Service({"a": [lambda: result]})
     done = await run("steps: [{use: act, with: {what: a}}]", None, service)
