@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NoReturn
 
 import pytest
@@ -72,6 +72,14 @@ def place(request: pytest.FixtureRequest) -> tuple[str, str | None]:
     if request.param == "embedded":
         return "embedded:", None
     return request.getfixturevalue("rabbit_url"), request.getfixturevalue("postgres_url")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test logged may hold half a character, on purpose: processes of tests could not tell each other of it."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
 
 
 def _absent(service: str, variable: str) -> NoReturn:

@@ -18,11 +18,10 @@ import yaml
 
 from runner.diagnostics import Diagnostic, Related, Severity, did_you_mean
 from runner.lang.json_text import parse_json
-from runner.lang.syntax import explain, no_text
+from runner.lang.syntax import MAX_DEPTH, explain, no_text
 from runner.source import Document, Lines, MappingNode, Node, Position, Scalar, ScalarNode, SequenceNode, Span
 
 MAX_BYTES = 1024 * 1024
-MAX_DEPTH = 100
 MAX_ALIASES = 100
 MAX_NODES = 100_000
 

@@ -1,4 +1,4 @@
-"""FR002, FR006, FR007: PyYAML's complaint about a text, in words for its author, with the place where it began."""
+"""FR002, FR006, FR007, FR008: what PyYAML complains of, in words for the author, with the place where it began."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import yaml
 
 from runner.diagnostics import Diagnostic, Related
 from runner.source import Lines, Span
+
+MAX_DEPTH = 100
 
 _NO_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _UNCLOSED = {
@@ -49,6 +51,8 @@ def explain(name: str, text: str, lines: Lines, error: yaml.YAMLError) -> Diagno
     at = min(mark.index, len(text)) if mark is not None else 0
     begin = context_mark.index if context_mark is not None else at
     here = _span(name, lines, at)
+    if "maximum nesting depth" in problem:  # libyaml reads ahead of us, and has a limit of its own (1,000)
+        return Diagnostic(code="FR008", summary=f"nested deeper than {MAX_DEPTH} levels", span=here)
     if text[at : at + 1] == "\t" or "tab character" in problem:
         return Diagnostic(code="FR006", summary="tabs cannot indent YAML", span=here, help="use spaces")
     if context in _UNCLOSED:
