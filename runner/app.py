@@ -14,11 +14,14 @@ from runner.environment import read_env, read_secrets
 from runner.errors import NotFoundError, SettingsError, TopologyError
 from runner.lang.compile import Compilation, compile_project
 from runner.lang.load import Sources
+from runner.lang.projections import compile_projection
 from runner.plan import Plan, Program, Topology
 from runner.settings import FILE, Settings, mask_url, project_name, read_file
 
 if TYPE_CHECKING:
     from runner.engine.outbox import Outbox
+    from runner.engine.projector import Projector
+    from runner.engine.read_models import ReadModels
     from runner.engine.run import Run
     from runner.engine.runs import Environment, Runs, Watch
     from runner.engine.suspects import Suspects
@@ -141,6 +144,7 @@ class App:
             mailbox=self.store,
             event_log=self.store,
             schedules=self.store,
+            projector=projector(plan, self.store),
             runs=runs,
             environment=_environment(),
             clock=SystemClock(),
@@ -200,6 +204,7 @@ class App:
                 clock=SystemClock(),
                 random=random.random,
                 mask=role.mask,
+                projections=read_models(plan, self.store),
                 draining=draining,
             ),
             environment=_environment(),
@@ -217,6 +222,28 @@ class App:
             if compilation.plan is not None:
                 older[plan_hash] = compilation.plan
         return older
+
+
+def read_models(plan: Plan, store: AnyStore) -> ReadModels:
+    """The plan's projections, to be read from an entered store."""
+    from runner.engine.read_models import ReadModels
+
+    return ReadModels(plan.projections, log=store, store=store.projections, load=compile_projection)
+
+
+def projector(plan: Plan, store: AnyStore) -> Projector:
+    """Folds the plan's projections into an entered store."""
+    from runner.clock import SystemClock
+    from runner.engine.projector import Projector
+
+    return Projector(
+        projections=plan.projections.values(),
+        log=store,
+        store=store.projections,
+        owner=store.owner,
+        clock=SystemClock(),
+        load=compile_projection,
+    )
 
 
 async def prepare(settings: Settings, transport: AnyTransport, topology: Topology) -> None:

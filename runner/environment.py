@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runner.errors import SettingsError
-from runner.plan import Endpoint, Program
+from runner.plan import Endpoint, Program, Projection
 
 
 def read_env(names: tuple[str, ...]) -> dict[str, str]:
@@ -30,7 +30,7 @@ def read_secrets(names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def check_environment(programs: Iterable[Program | Endpoint]) -> None:
+def check_environment(programs: Iterable[Program | Endpoint | Projection]) -> None:
     """Raise SettingsError that lists every variable and secret that these need and that is not there."""
     missing: dict[str, str] = {}
     for program in programs:
@@ -47,7 +47,7 @@ def check_environment(programs: Iterable[Program | Endpoint]) -> None:
         raise SettingsError(f"not set: {', '.join(missing.values())}", hint="the flows say so under uses:")
 
 
-def masker(programs: Iterable[Program | Endpoint]) -> Callable[[str], str]:
+def masker(programs: Iterable[Program | Endpoint | Projection]) -> Callable[[str], str]:
     """A function that replaces their secrets, as they are now, in a text."""
     names = tuple({name for program in programs for name in program.secrets})
 

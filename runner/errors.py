@@ -4,6 +4,7 @@ FlowrunError                  what a command reports in one line, with an exit c
 ├── SettingsError             flowrun.yaml, a flag or a variable is wrong            (exit 2)
 ├── NotFoundError             there is no such run, event, handler …                 (exit 1)
 ├── RefusedError              it is not in a state in which that can be done         (exit 1)
+├── NotReadyError             what was asked for is still being built                (exit 75)
 ├── StoreError                the store cannot be reached or used                    (exit 69)
 │   └── OwnershipError        a run is not ours any more
 └── TransportError            the broker cannot be reached or refuses                (exit 69)
@@ -47,6 +48,12 @@ class RefusedError(FlowrunError):
     """What was asked for cannot be done to a run as it stands."""
 
     exit_code = 1
+
+
+class NotReadyError(FlowrunError):
+    """It cannot be told yet; it can later."""
+
+    exit_code = 75
 
 
 class StoreError(FlowrunError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -41,6 +41,18 @@ def handler(name: str, *, effect: bool = True) -> Callable[[F], F]:
     return mark
 
 
+class ReadableProjections(Protocol):
+    """The project's read models."""
+
+    async def get(self, name: str, key: str | int | float, /) -> dict[str, Any] | None:
+        """The entry of a projection under a key, as of now; None if there is none.
+
+        Raises ValueError for what is no key, NotFoundError for a projection that nobody declares, NotReadyError while
+        it is being built.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """What a handler may know of the call that it serves."""
@@ -55,3 +67,5 @@ class Context:
     """When this attempt's result will no longer be waited for (UTC)."""
     correlation_id: str
     logger: Logger
+    projections: ReadableProjections | None = None
+    """None outside of a project's runs, as in a test that calls a handler by itself."""

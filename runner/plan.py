@@ -519,6 +519,38 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """What an event does to the entry `key`: `delete` takes it away, else its fields change, `set` first.
+
+    Each gives an object of field names and values, from `event`, `meta` and `state`, the entry before the event.
+    """
+
+    key: Evaluate
+    set: Evaluate | None = None
+    increment: Evaluate | None = None
+    append: Evaluate | None = None
+    remove: tuple[str, ...] = ()
+    delete: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """A read model: entries by key, folded from the events of the log. `folds` is by the event's name.
+
+    `definition` is all that decides what its entries are, as JSON: what has another is another read model.
+    """
+
+    name: str
+    flow: str
+    definition: str
+    folds: Mapping[str, Fold]
+    bearer: Evaluate | None = None
+    """Gives the token that whoever reads it over HTTP must bear, or a list of tokens of which one is."""
+    env: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A project, compiled. `sources` are the files it came from, by name: `sha256` of them is a plan's hash."""
 
@@ -535,6 +567,7 @@ class Plan:
     """The queue to which replies come; None if there is no command to be sent."""
     schedules: tuple[Schedule, ...] = ()
     ingress: tuple[Endpoint, ...] = ()
+    projections: Mapping[str, Projection] = field(default_factory=dict)
     sources: Mapping[str, Mapping[str, str]]
     """For each plan hash, the texts (by file name) of the flow and of the schemas it uses."""
 

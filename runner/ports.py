@@ -13,12 +13,16 @@ from runner.plan import BrokerFacts, Difference, Topology
 from runner.records import (
     Answer,
     Arrival,
+    AsOf,
     Backlog,
+    Build,
     Caller,
     Change,
     DeadLetter,
+    Entry,
     EventFilter,
     EventRecord,
+    Folded,
     Intervention,
     LoggedEvent,
     OutboxRow,
@@ -312,6 +316,10 @@ class EventLog(Protocol):
         """Those behind the position `after`, in order; of more than `limit` the first, or the `newest`."""
         ...
 
+    async def head(self) -> int:
+        """The position of the last event; 0 if there is none."""
+        ...
+
     async def types(self) -> Sequence[str]:
         """All types that some event has."""
         ...
@@ -322,6 +330,50 @@ class EventLog(Protocol):
 
     async def begun_by(self, event: Meta) -> Sequence[RunSummary]:
         """The runs that this event began, in the order in which they began."""
+        ...
+
+
+class ProjectionStore(Protocol):
+    """Read models: their entries, and how far each is folded. One a projection is served, and at most one more is
+    built, to take its place."""
+
+    async def builds(self) -> Sequence[Build]:
+        """All that are served or built, by name."""
+        ...
+
+    async def begin_build(self, name: str, definition: str, *, anew: bool = False) -> None:
+        """Begin to build a read model from the beginning of the log, unless the one that is served, or built, is of
+        this definition; with `anew` even then. One of another definition is built no further."""
+        ...
+
+    async def keep_only(self, names: Collection[str]) -> None:
+        """Give up the read models of all other projections: nobody declares them any more."""
+        ...
+
+    async def fold(self, build: Build, folded: Folded, *, claimed_by: str, claimed_until: str) -> bool:
+        """Make durable what events made of it, and who claims it. False, and nothing done, if it is not at
+        `build.position` any more: another process has folded these events."""
+        ...
+
+    async def serve(self, build: Build) -> None:
+        """Read it from now on, in the place of the one that was served; but not if others have folded it since."""
+        ...
+
+    async def entries(self, build: Build, keys: Collection[str]) -> tuple[int, Mapping[str, Entry]]:
+        """Up to which position it is folded, and its entries under these keys, deleted ones too, both as of now."""
+        ...
+
+    async def page(self, build: Build, *, after: str = "", limit: int) -> Sequence[Entry]:
+        """Its entries, without the deleted ones, in the order of their keys, those behind the key `after`."""
+        ...
+
+    async def history(self, build: Build, key: str, as_of: AsOf) -> tuple[Entry | None, Sequence[LoggedEvent]]:
+        """The last snapshot of an entry from before then, if there is one, and the events up to then that changed it
+        since the snapshot."""
+        ...
+
+    async def sweep(self, limit: int) -> bool:
+        """Delete some entries of read models that were given up; False if nothing of them is left."""
         ...
 
 
@@ -364,6 +416,11 @@ class AnyStore(
     Protocol,
 ):
     """All that the engine and the commands ask of a store."""
+
+    @property
+    def projections(self) -> ProjectionStore:
+        """The read models that it keeps; while the store is entered."""
+        ...
 
     async def __aenter__(self) -> AnyStore:
         """See `Store`."""

@@ -312,6 +312,57 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     up_to_version: int | None = None
 
 
+class Build(msgspec.Struct, frozen=True, kw_only=True):
+    """A read model in the store: the entries that the projection `name` has by `definition`, folded from the log up to
+    `position`. `is_served`: it is the one that is read; another of its name is built to replace it.
+
+    Until `claimed_until`, `claimed_by` folds it, so that others need not. `faults` counts the events that could not be
+    folded, and were left out; `last_fault` says why the last one was.
+    """
+
+    id: int
+    name: str
+    definition: str
+    position: int
+    is_served: bool
+    claimed_by: str | None = None
+    claimed_until: str | None = None
+    faults: int = 0
+    last_fault: str | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of a read model; `state` is None once it is deleted. It changed `changes` times, last by the event at
+    `position`; `latest` is the latest time of the events that changed it."""
+
+    key: str
+    state: dict[str, Any] | None = None
+    position: int = 0
+    changes: int = 0
+    latest: str = ""
+
+
+class Folded(msgspec.Struct, frozen=True, kw_only=True):
+    """What events of the log, up to `position`, made of a read model: its entries that changed, as they are now.
+
+    `changes` are all of them, by key and position; `snapshots` are entries as they were after some of the changes.
+    """
+
+    position: int
+    entries: tuple[Entry, ...] = ()
+    changes: tuple[tuple[str, int], ...] = ()
+    snapshots: tuple[Entry, ...] = ()
+    faults: int = 0
+    last_fault: str | None = None
+
+
+class AsOf(msgspec.Struct, frozen=True, kw_only=True):
+    """Up to where a read model is folded: to a place in the log, or by the events' own times; both included."""
+
+    position: int | None = None
+    time: str | None = None
+
+
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """A message that cannot begin a run, kept whole, with the reason."""
 

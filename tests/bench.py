@@ -9,10 +9,13 @@ from typing import Any
 
 from runner.clock import SystemClock
 from runner.engine.executor import Executor
+from runner.engine.projector import Projector
+from runner.engine.read_models import ReadModels
 from runner.engine.runs import Environment, Plans, Runs, Watch
 from runner.engine.worker import Worker
 from runner.lang.compile import compile_project
 from runner.lang.load import Sources
+from runner.lang.projections import compile_projection
 from runner.message import Outgoing, Properties, encode_json
 from runner.registry import bind
 from runner.sqlite_file import SqliteFile
@@ -92,6 +95,14 @@ class Bench:
                 mailbox=self.store,
                 event_log=broken_store,
                 schedules=self.store,
+                projector=Projector(
+                    projections=self.plan.projections.values(),
+                    log=self.store,
+                    store=self.store.projections,
+                    owner=self.store.owner,
+                    clock=SystemClock(),
+                    load=compile_projection,
+                ),
             )
             tasks = await worker.start()
             yield worker
@@ -109,6 +120,9 @@ class Bench:
             clock=SystemClock(),
             random=lambda: 0.0,
             mask=lambda text: text,
+            projections=ReadModels(
+                self.plan.projections, log=self.store, store=self.store.projections, load=compile_projection
+            ),
             draining=draining,
         )
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 
+from runner.engine.read_models import ReadModels
 from runner.lang.compile import compile_project
 from runner.lang.load import Sources
+from runner.lang.projections import compile_projection
 from runner.message import Delivery, Outgoing, decode_json, encode_json, reply_message
 from runner.plan import Plan
 from runner.ports import Transport
@@ -23,6 +25,8 @@ from runner.transports.embedded import EmbeddedTransport
 from runner.web.app import make_app
 from runner.web.health import Readiness
 from runner.web.ingress import Ingress
+from runner.web.keys import Keys
+from runner.web.projections import ProjectionPages
 from runner.web.replies import Replies
 from runner.web.sending import Sender
 
@@ -137,18 +141,28 @@ async def served(
         sender = Sender(transport)  # type: ignore[arg-type]
         replies = Replies(transport, sender, "test")  # type: ignore[arg-type]
         found = {"secrets": dict(secrets or {}), "env": dict(env or {})}
+
+        def env_of(names: tuple[str, ...]) -> dict[str, str]:
+            return {name: found["env"][name] for name in names if name in found["env"]}
+
+        def secrets_of(names: tuple[str, ...]) -> dict[str, str]:
+            return {name: found["secrets"][name] for name in names if name in found["secrets"]}
+
+        keys = Keys(env=env_of, secrets=secrets_of)
+        reads = ReadModels(plan.projections, log=store, store=store.projections, load=compile_projection)
         ingress = Ingress(
             plan=plan,
             sender=sender,
             replies=replies,
             limits=store,
             clock=clock,
-            env=lambda names: {name: found["env"][name] for name in names if name in found["env"]},
-            secrets=lambda names: {name: found["secrets"][name] for name in names if name in found["secrets"]},
+            env=env_of,
+            keys=keys,
             trusted=[ip_network(text) for text in trusted],
         )
         readiness = Readiness(store=store, transport=transport, queue=plan.net, is_consuming=lambda: True)  # type: ignore[arg-type]
-        app = make_app(plan.ingress, ingress, readiness)
+        pages = ProjectionPages(plan.projections, reads, keys)
+        app = make_app(plan.ingress, ingress, readiness, pages)
         carrier = httpx.ASGITransport(app, raise_app_exceptions=True, client=(peer, 4711))
         client = await stack.enter_async_context(httpx.AsyncClient(transport=carrier, base_url="http://test"))
         tasks = [asyncio.create_task(sender.run()), asyncio.create_task(replies.run())]

@@ -25,6 +25,7 @@ COMMANDS = {
     "init": "Make a new project.",
     "plan": "Show the broker objects and programs that the flow files declare.",
     "plugins": "List handler plugins, or begin a new one.",
+    "query": "Read a projection: its entries, now or as they were.",
     "runs": "The transaction log: what ran, how, and how it ended.",
     "schema": "Print the JSON Schema of flow files, with the project's own names.",
     "start": "Run the project's flows.",

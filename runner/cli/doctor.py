@@ -108,7 +108,9 @@ def _files(settings: Settings, project: Project | None) -> Iterator[Finding]:
         return
     yield Finding("ok", "flows", f"{len(compilation.plan.programs)} handlers, {len(compilation.plan.events)} events")
     try:
-        check_environment([*compilation.plan.programs.values(), *compilation.plan.ingress])
+        plan = compilation.plan
+        guarded = [each for each in plan.projections.values() if each.bearer is not None]
+        check_environment([*plan.programs.values(), *plan.ingress, *guarded])
     except SettingsError as error:
         yield Finding("error", "environment", error.message, error.hint or "", 2)
     else:

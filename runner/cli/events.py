@@ -31,7 +31,7 @@ NEAR = 200
 T = TypeVar("T")
 
 
-def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def moment(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """A time, or how long ago it was, as RFC 3339 in UTC."""
     if value is None:
         return None
@@ -49,7 +49,7 @@ def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 def _version_or_moment(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
     if value is not None and value.isascii() and value.isdigit() and len(value) < 10:
         return int(value)
-    return _moment(ctx, param, value)
+    return moment(ctx, param, value)
 
 
 _filters = [
@@ -57,8 +57,8 @@ _filters = [
     click.option("--source", help="Only from this source."),
     click.option("--subject", help="Only about this subject."),
     click.option("--correlation", help="Only those that belong together by this correlation id."),
-    click.option("--from", "since", callback=_moment, help="Only from this time on (RFC 3339), or from 1h ago."),
-    click.option("--to", "until", callback=_moment, help="Only up to this time, or up to 1h ago."),
+    click.option("--from", "since", callback=moment, help="Only from this time on (RFC 3339), or from 1h ago."),
+    click.option("--to", "until", callback=moment, help="Only up to this time, or up to 1h ago."),
 ]
 
 

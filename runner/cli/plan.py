@@ -67,6 +67,10 @@ def _text(plan: Plan) -> Iterator[str]:
         yield ""
         behind = [(e.method, e.path, f"command {e.command}" if e.event is None else e.event) for e in plan.ingress]
         yield from output.table(["METHOD", "PATH", "BECOMES"], behind)
+    if plan.projections:
+        yield ""
+        folded = [(p.name, ", ".join(p.folds)) for p in plan.projections.values()]
+        yield from output.table(["PROJECTION", "IS FOLDED FROM"], folded)
     for program in plan.programs.values():
         yield ""
         yield from _program(program)
@@ -175,6 +179,7 @@ def _as_json(plan: Plan) -> dict[str, object]:
             {"name": s.name, "cron": s.cron, "timezone": s.timezone, "emit": s.event, "catch_up": s.catch_up}
             for s in plan.schedules
         ],
+        "projections": [{"name": p.name, "events": list(p.folds)} for p in plan.projections.values()],
         "ingress": [
             {"name": e.name, "method": e.method, "path": e.path, "emit": e.event, "command": e.command}
             for e in plan.ingress

@@ -26,7 +26,7 @@ from runner.engine.worker import Worker
 from runner.environment import check_environment, masker
 from runner.errors import SettingsError, StoreError, TransportError
 from runner.lang.report import printable
-from runner.plan import Endpoint, Program
+from runner.plan import Endpoint, Program, Projection
 from runner.records import Change
 from runner.settings import Settings, load_settings, mask_url
 from runner.supervisor import Post, Supervisor
@@ -138,17 +138,25 @@ class _Http:
     """What is served over HTTP, and where; without a socket, nothing is."""
 
     endpoints: tuple[Endpoint, ...]
+    projections: tuple[Projection, ...]
     listener: socket.socket | None
+
+    @property
+    def guarded_by(self) -> tuple[Endpoint | Projection, ...]:
+        """What may need secrets of its own."""
+        if self.listener is None:
+            return ()
+        return (*self.endpoints, *(each for each in self.projections if each.bearer is not None))
 
 
 def _serve(given: _Options, post: Post, listener: socket.socket | None) -> int:
     settings = _settings(given)
     project = compiled(given.root, settings.project)
     programs = _programs(project, given.flows)
-    http = _Http(tuple(e for e in project.plan.ingress if not given.flows or e.flow in given.flows), listener)
-    guarded_by = http.endpoints if listener is not None else ()
-    check_environment([*programs, *guarded_by])
-    mask = masker([*programs, *guarded_by])
+    endpoints = tuple(e for e in project.plan.ingress if not given.flows or e.flow in given.flows)
+    http = _Http(endpoints, tuple(project.plan.projections.values()), listener)
+    check_environment([*programs, *http.guarded_by])
+    mask = masker([*programs, *http.guarded_by])
     _set_up_logging(given.level, mask, f"[worker {post.number}] " if post.of > 1 and post.number else "")
     role = Role(programs=programs, watch=_watch, mask=mask, on_suspects=lambda: post.tell("suspects"))
     if post.kind == "suspects":
@@ -317,7 +325,8 @@ def _say_ready(project: Project, programs: tuple[Program, ...], workers: int) ->
 
 
 def _say_http(http: _Http) -> None:
-    many = f"{len(http.endpoints)} endpoint{'' if len(http.endpoints) == 1 else 's'}"
+    counts = ((len(http.endpoints), "endpoint"), (len(http.projections), "projection"))
+    many = ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts if number) or "nothing"
     if http.listener is not None:
         from runner.web.address import shown
 

@@ -13,7 +13,7 @@ from runner.engine.results import cancelled, commit, own
 from runner.engine.retry import Random, delay_before_next
 from runner.engine.run import Run
 from runner.errors import OwnershipError
-from runner.handler import Context
+from runner.handler import Context, ReadableProjections
 from runner.outcome import Done, Failed, Parked
 from runner.plan import Emit, Send, Step, Use
 from runner.ports import Clock, Handler
@@ -37,12 +37,19 @@ class Effects:
     """
 
     def __init__(
-        self, *, handlers: Mapping[str, Handler], clock: Clock, random: Random, mask: Callable[[str], str]
+        self,
+        *,
+        handlers: Mapping[str, Handler],
+        clock: Clock,
+        random: Random,
+        mask: Callable[[str], str],
+        projections: ReadableProjections,
     ) -> None:
         self._handlers = handlers
         self._clock = clock
         self._random = random
         self._mask = mask
+        self._projections = projections
 
     async def use(self, run: Run, step: Use, frame: Frame) -> Done | Failed | Parked:
         """Try once; a failure that is to be repeated parks the run until then."""
@@ -73,6 +80,7 @@ class Effects:
             deadline=started + timedelta(seconds=limit),
             correlation_id=run.started.trigger.correlation_id,
             logger=run.logger,
+            projections=self._projections,
         )
         outcome = await self._attempt(run, step, frame, context, inputs, limit)
         if isinstance(outcome, Done):

@@ -26,6 +26,7 @@ from runner.engine.together import Hands
 from runner.engine.waits import Waits
 from runner.errors import ExpressionError
 from runner.expressions import holds
+from runner.handler import ReadableProjections
 from runner.outcome import Done, Failed, Outcome, Parked, Stopped
 from runner.plan import Emit, Fail, Foreach, Parallel, Send, Set, Step, Stop, Switch, Use, Wait, WaitFor
 from runner.ports import Clock, Handler
@@ -55,9 +56,10 @@ class Executor:
         clock: Clock,
         random: Random,
         mask: Callable[[str], str],
+        projections: ReadableProjections,
         draining: Callable[[], bool],
     ) -> None:
-        self._effects = Effects(handlers=handlers, clock=clock, random=random, mask=mask)
+        self._effects = Effects(handlers=handlers, clock=clock, random=random, mask=mask, projections=projections)
         self._waits = Waits(clock)
         self._blocks = Blocks(Hands(self._block, clock, draining), self._undo)
         self._clock = clock

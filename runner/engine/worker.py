@@ -17,6 +17,7 @@ from runner.engine import intake
 from runner.engine.journal import BATCH, Batches, Journal
 from runner.engine.matching import patterns_of
 from runner.engine.outbox import Outbox
+from runner.engine.projector import Projector
 from runner.engine.replies import reply_to
 from runner.engine.results import NotOurs
 from runner.engine.run import Run
@@ -89,6 +90,7 @@ class Worker:
         mailbox: Mailbox,
         event_log: EventLog,
         schedules: ScheduleStore,
+        projector: Projector,
         runs: Callable[[Callable[[], bool], Watch], Runs],
         environment: Environment,
         clock: Clock,
@@ -113,6 +115,7 @@ class Worker:
         self._waiting_queues: list[str] = []
         self._runs = runs(lambda: self._draining, self._committed)
         self._outbox = Outbox(store, transport)
+        self._projector = projector
         self._scheduler = Scheduler(
             plan=plan, store=schedules, clock=clock, env=environment.env, poke=self._outbox.poke
         )
@@ -137,7 +140,7 @@ class Worker:
         for lane in self._lanes.values():
             if lane.program.is_served:
                 self._cancels.append(await self._consume(lane))
-        work = [self._outbox.run(), self._take_runs()]
+        work = [self._outbox.run(), self._take_runs(), self._projector.run()]
         work += [self._scheduler.run()] if self._plan.schedules else []
         return tuple(asyncio.create_task(each) for each in work)
 
@@ -224,6 +227,7 @@ class Worker:
 
     async def _note(self, journal: Journal, batch: Sequence[Delivery]) -> None:
         may_be_awaited, dead = await journal.note(batch)
+        self._projector.poke()
         if may_be_awaited:
             self._due.set()
         for delivery, fault in dead.items():
@@ -445,6 +449,8 @@ class Worker:
             self.counts.finished += 1
         if change.outgoing:
             self._outbox.poke()
+        if change.events:
+            self._projector.poke()
         if change.due_at is not None and not self._draining:
             self._wake_at(parse_time(change.due_at))
 

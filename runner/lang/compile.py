@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from runner.diagnostics import Diagnostic
-from runner.expressions import Expression, compile_value, parse_expression
+from runner.expressions import Evaluate, Expression, compile_value, parse_expression
 from runner.lang import schema
 from runner.lang.declare import (
     CancelDecl,
@@ -17,6 +17,7 @@ from runner.lang.declare import (
     FlowDecl,
     HandlerDecl,
     IngressDecl,
+    ProjectionDecl,
     ScheduleDecl,
     StepDecl,
     declare,
@@ -26,6 +27,7 @@ from runner.lang.load import Sources, load
 from runner.lang.payloads import Payloads
 from runner.lang.policies import duration_s, retry_policy, send_policy, undo_policy
 from runner.lang.project import Declarations, gather
+from runner.lang.projections import compile_projection, definition_of
 from runner.lang.rules import RULES, WHOLE
 from runner.plan import (
     Binding,
@@ -43,6 +45,7 @@ from runner.plan import (
     Parallel,
     Plan,
     Program,
+    Projection,
     Queue,
     RateLimit,
     RetryPolicy,
@@ -180,6 +183,7 @@ class _Compiler:
             replies=f"{self.project}.replies" if self.declarations.commands else None,
             schedules=tuple(_schedule(schedule) for flow in self.declarations.flows for schedule in flow.schedules),
             ingress=tuple(self._endpoint(flow, each) for flow in self.declarations.flows for each in flow.ingress),
+            projections={p.name: _projection(flow, p) for flow in self.declarations.flows for p in flow.projections},
             journal=f"{self.project}.journal",
             programs=programs,
             topology=self._topology(),
@@ -286,7 +290,6 @@ class _Compiler:
         if endpoint.command is not None:
             command = self._command(self.declarations.commands[str(endpoint.command.value)])
         timeout = duration_s(body.get("timeout"))
-        auth = body.get("auth")
         return Endpoint(
             name=endpoint.name,
             flow=endpoint.flow,
@@ -298,7 +301,7 @@ class _Compiler:
             data=None if endpoint.inputs is None else compile_value(plain(endpoint.inputs)),
             timeout_s=None if command is None else command.timeout_s if timeout is None else timeout,
             rate_limit=_rate_limit(body.get("rate_limit")),
-            bearer=compile_value(plain(auth.get("bearer"))) if isinstance(auth, MappingNode) else None,
+            bearer=_bearer(body.get("auth")),
             verify=_verify(body.get("verify")),
             env=tuple(flow.env),
             secrets=tuple(flow.secrets),
@@ -462,6 +465,20 @@ def _schedule(schedule: ScheduleDecl) -> Schedule:
         data=compile_value(_inputs(schedule.inputs)),
         catch_up="all" if catch_up == "all" else "none" if catch_up == "none" else "last",
     )
+
+
+def _projection(flow: FlowDecl, projection: ProjectionDecl) -> Projection:
+    return replace(
+        compile_projection(projection.name, definition_of(projection)),
+        flow=flow.name,
+        bearer=_bearer(projection.body.get("auth")),
+        env=tuple(flow.env),
+        secrets=tuple(flow.secrets),
+    )
+
+
+def _bearer(auth: Node | None) -> Evaluate | None:
+    return compile_value(plain(auth.get("bearer"))) if isinstance(auth, MappingNode) else None
 
 
 def _rate_limit(node: Node | None) -> RateLimit | None:

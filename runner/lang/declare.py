@@ -198,6 +198,26 @@ class IngressDecl:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoldDecl:
+    """What an event does to an entry of a projection. `key` is its own, else the projection's."""
+
+    event: ScalarNode
+    body: MappingNode
+    key: ScalarNode | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectionDecl:
+    """A projection as declared."""
+
+    name: str
+    flow: str
+    node: ScalarNode
+    body: MappingNode
+    folds: tuple[FoldDecl, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FlowDecl:
     """A flow file as declared."""
 
@@ -211,6 +231,7 @@ class FlowDecl:
     routes: tuple[RouteDecl, ...] = ()
     schedules: tuple[ScheduleDecl, ...] = ()
     ingress: tuple[IngressDecl, ...] = ()
+    projections: tuple[ProjectionDecl, ...] = ()
     handlers: tuple[HandlerDecl, ...] = ()
 
 
@@ -234,6 +255,7 @@ def declare(document: Document) -> FlowDecl | None:
         routes=tuple(_routes(root.get("routes"))),
         schedules=tuple(_schedules(root.get("schedules"), flow.value)),
         ingress=tuple(_ingress(root.get("ingress"), flow.value)),
+        projections=tuple(_projections(root.get("projections"), flow.value)),
         handlers=tuple(_handlers(root.get("handlers"), flow.value)),
     )
 
@@ -323,6 +345,24 @@ def _ingress(node: Node | None, flow: str) -> Iterator[IngressDecl]:
                 command=_scalar(body.get("command")),
                 inputs=body.get("with"),
             )
+
+
+def _projections(node: Node | None, flow: str) -> Iterator[ProjectionDecl]:
+    for name, key, body in _mapping(node):
+        if isinstance(body, MappingNode):
+            yield ProjectionDecl(
+                name=name,
+                flow=flow,
+                node=key,
+                body=body,
+                folds=tuple(_folds(body.get("on"), _scalar(body.get("key")))),
+            )
+
+
+def _folds(node: Node | None, common: ScalarNode | None) -> Iterator[FoldDecl]:
+    for _, event, body in _mapping(node):
+        if isinstance(body, MappingNode):
+            yield FoldDecl(event=event, body=body, key=_scalar(body.get("key")) or common)
 
 
 def _handlers(node: Node | None, flow: str) -> Iterator[HandlerDecl]:

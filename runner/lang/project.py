@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from runner.lang.declare import CommandDecl, EventDecl, FlowDecl, HandlerDecl, RouteDecl, StepDecl, all_steps
+from runner.lang.declare import (
+    CommandDecl,
+    EventDecl,
+    FlowDecl,
+    HandlerDecl,
+    ProjectionDecl,
+    RouteDecl,
+    StepDecl,
+    all_steps,
+)
 from runner.lang.payloads import Payload, Payloads
 from runner.plan import Signature
 from runner.topics import topic_matches
@@ -26,6 +35,7 @@ class Declarations:
     events: Mapping[str, EventDecl]
     commands: Mapping[str, CommandDecl]
     handlers: Mapping[str, HandlerDecl]
+    projections: Mapping[str, ProjectionDecl]
     payloads: Mapping[str, Payload]
     """Of events and commands, by name."""
     replies: Mapping[str, Payload]
@@ -83,6 +93,7 @@ def gather(
     events: dict[str, EventDecl] = {}
     commands: dict[str, CommandDecl] = {}
     handlers: dict[str, HandlerDecl] = {}
+    projections: dict[str, ProjectionDecl] = {}
     routes: dict[str, list[RouteDecl]] = {}
     for flow in flows:
         for route in flow.routes:
@@ -94,6 +105,8 @@ def gather(
             commands.setdefault(command.name, command)
         for handler in flow.handlers:
             handlers.setdefault(handler.full_name, handler)
+        for projection in flow.projections:
+            projections.setdefault(projection.name, projection)
     done: dict[str, list[CommandDecl]] = {}
     for command in commands.values():
         if command.handler is not None:
@@ -109,6 +122,7 @@ def gather(
         events=events,
         commands=commands,
         handlers=handlers,
+        projections=projections,
         payloads={**requests, **payloads},
         replies=replies,
         compiler=compiler,

@@ -43,6 +43,7 @@ from runner.records import (
 )
 from runner.sql import load_queries
 from runner.stores import rows
+from runner.stores.postgres_projections import PostgresProjections
 from runner.times import parse_time, rfc3339
 
 LEASE_S = 15.0
@@ -51,7 +52,7 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 60.0
 """A connection into the void must not hold the writer: its answer is unknown then, and asked for."""
 MAX_GROUP = 500
-SCRIPTS = ("postgres_schema.sql", "postgres_schema_2.sql", "postgres_schema_3.sql", "postgres_schema_4.sql")
+SCRIPTS = ("postgres_schema.sql", *(f"postgres_schema_{number}.sql" for number in range(2, 6)))
 
 _SQL = load_queries("runner.stores", "postgres_queries.sql")
 _log = logging.getLogger("flowrun.postgres")
@@ -81,6 +82,7 @@ class PostgresStore:
         """The runs in our hands."""
         self._lost_track = False
         """We may own runs that we know nothing of."""
+        self.projections = PostgresProjections(self._with, schema=schema)
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -192,7 +194,7 @@ class PostgresStore:
             async with connection.transaction():
                 await connection.execute(_SQL["outbox_confirmed"], confirmed)
                 if refused:
-                    await connection.execute(_SQL["outbox_refused"], *_columns(refused))
+                    await connection.execute(_SQL["outbox_refused"], *rows.columns(refused))
                 for answer in answers:
                     await _give(connection, answer)
 
@@ -212,9 +214,9 @@ class PostgresStore:
         """See `StoreReader.run`. Raises NotFoundError if the beginning fits several."""
 
         async def find(connection: _Connection) -> StoredRun | None:
-            found = await _whole(connection, [_storable(run_id)])
+            found = await _whole(connection, [rows.storable(run_id)])
             if not found:
-                near = await connection.fetch(_SQL["run_ids_like"], _storable(run_id))
+                near = await connection.fetch(_SQL["run_ids_like"], rows.storable(run_id))
                 if len(near) > 1:
                     raise NotFoundError(f'more than one run begins with "{run_id}"', hint="give more of its id")
                 found = await _whole(connection, [row["id"] for row in near])
@@ -228,7 +230,7 @@ class PostgresStore:
 
     async def holder(self, handler: str, key: str, now: datetime) -> str | None:
         """See `StoreReader.holder`."""
-        values = (handler, _storable(key), rfc3339(now))
+        values = (handler, rows.storable(key), rfc3339(now))
         found: str | None = await self._with(lambda c: c.fetchval(_SQL["holder"], *values))
         return found
 
@@ -260,7 +262,7 @@ class PostgresStore:
 
     async def request(self, run_id: str, request: Intervention) -> bool:
         """See `RunControl.request`."""
-        values = (_storable(rows.text(request)), request.at, run_id)
+        values = (rows.storable(rows.text(request)), request.at, run_id)
 
         async def ask(connection: _Connection) -> bool:
             async with connection.transaction():
@@ -296,7 +298,7 @@ class PostgresStore:
 
     async def arrive(self, arrivals: Sequence[Arrival]) -> None:
         """See `Mailbox.arrive`."""
-        columns = _columns([rows.arrival_values(arrival) for arrival in arrivals])
+        columns = rows.columns([rows.arrival_values(arrival) for arrival in arrivals])
         by_token = {arrival.token: arrival for arrival in arrivals}
 
         async def keep(connection: _Connection) -> None:
@@ -320,7 +322,7 @@ class PostgresStore:
     async def keep_patterns(self, patterns: Patterns) -> None:
         """See `Mailbox.keep_patterns`."""
         if values := rows.pattern_values(patterns):
-            await self._with(lambda c: c.execute(_SQL["keep_patterns"], *_columns(values)))
+            await self._with(lambda c: c.execute(_SQL["keep_patterns"], *rows.columns(values)))
 
     async def patterns(self) -> Patterns:
         """See `Mailbox.patterns`."""
@@ -328,7 +330,7 @@ class PostgresStore:
 
     async def add_caller(self, run_id: str, caller: Caller) -> None:
         """See `Mailbox.add_caller`."""
-        values = tuple(map(_storable, (*rows.caller_values(run_id, caller), rows.text(caller))))
+        values = tuple(map(rows.storable, (*rows.caller_values(run_id, caller), rows.text(caller))))
         await self._with(lambda c: c.execute(_SQL["add_caller"], *values))
 
     async def served_callers(self, limit: int) -> Sequence[tuple[str, Caller]]:
@@ -338,7 +340,7 @@ class PostgresStore:
 
     async def drop_caller(self, run_id: str, caller: Caller) -> None:
         """See `Mailbox.drop_caller`."""
-        values = tuple(map(_storable, rows.caller_values(run_id, caller)))
+        values = tuple(map(rows.storable, rows.caller_values(run_id, caller)))
         await self._with(lambda c: c.execute(_SQL["drop_caller"], *values))
 
     async def begin_schedule(self, name: str, now: datetime) -> datetime:
@@ -360,7 +362,7 @@ class PostgresStore:
                 if await connection.fetchval(_SQL["take_slot"], name, rfc3339(slot)) is None:
                     return False
                 if outgoing is not None:
-                    await connection.execute(_SQL["add_outgoing"], *_columns([rows.outgoing_values(outgoing)]))
+                    await connection.execute(_SQL["add_outgoing"], *rows.columns([rows.outgoing_values(outgoing)]))
                 if event is not None:
                     await self._log(connection, [event])
             return True
@@ -372,7 +374,7 @@ class PostgresStore:
     ) -> float | None:
         """See `RateLimits.take_token`."""
         bucket = rows.Bucket(limit=limit, period_s=period_s, burst=burst, now=now)
-        which = (name, _storable(key))
+        which = (name, rows.storable(key))
 
         async def take(connection: _Connection) -> float | None:
             await connection.execute(_SQL["forget_full_buckets"], bucket.now_ns)
@@ -428,7 +430,7 @@ class PostgresStore:
 
     async def dead_letter(self, ident: str) -> DeadLetter | None:
         """See `DeadLetterStore.dead_letter`."""
-        found = await self._with(lambda c: c.fetch(_SQL["dead_letters_like"], _storable(ident)))
+        found = await self._with(lambda c: c.fetch(_SQL["dead_letters_like"], rows.storable(ident)))
         return rows.the_letter(found, ident)
 
     async def drop(self, letters: Sequence[DeadLetter]) -> None:
@@ -446,9 +448,9 @@ class PostgresStore:
         """See `EventLog.append`. Most are there already: those wait for nobody."""
 
         async def add(connection: _Connection) -> int:
-            ids, sources = _columns([(event.meta.id, event.meta.source) for event in events])
+            ids, sources = rows.columns([(event.meta.id, event.meta.source) for event in events])
             known = {tuple(row) for row in await connection.fetch(_SQL["known_events"], ids, sources)}
-            new = [e for e in events if (_storable(e.meta.id), _storable(e.meta.source)) not in known]
+            new = [e for e in events if (rows.storable(e.meta.id), rows.storable(e.meta.source)) not in known]
             if not new:
                 return 0
             async with connection.transaction():
@@ -462,9 +464,13 @@ class PostgresStore:
         """See `EventLog.events`."""
         query = f"{_SQL['events']}\n{_SQL['events_newest' if newest else 'events_first']}"
         given = msgspec.structs.asdict(wanted) | {"types": None if wanted.types is None else list(wanted.types)}
-        values = [_storable(value) for value in given.values()]
+        values = [rows.storable(value) for value in given.values()]
         found = await self._with(lambda c: c.fetch(query, after, limit, *values))
         return [rows.logged_event(row) for row in sorted(found, key=lambda row: row["position"])]
+
+    async def head(self) -> int:
+        """See `EventLog.head`."""
+        return int(await self._with(lambda c: c.fetchval(_SQL["head"])))
 
     async def types(self) -> Sequence[str]:
         """See `EventLog.types`."""
@@ -472,7 +478,7 @@ class PostgresStore:
 
     async def subjects_near(self, subject: str, limit: int) -> Sequence[str]:
         """See `EventLog.subjects_near`."""
-        found = await self._with(lambda c: c.fetch(_SQL["subjects_near"], _storable(subject), limit))
+        found = await self._with(lambda c: c.fetch(_SQL["subjects_near"], rows.storable(subject), limit))
         return [row["subject"] for row in found]
 
     async def begun_by(self, event: Meta) -> Sequence[RunSummary]:
@@ -493,7 +499,7 @@ class PostgresStore:
 
     async def keep_declared(self, topology: Topology) -> None:
         """See `PlanStore.keep_declared`."""
-        columns = _columns(rows.declared_values(topology))
+        columns = rows.columns(rows.declared_values(topology))
         await self._with(lambda c: c.execute(_SQL["keep_declared"], *columns))
 
     async def declared(self) -> Topology:
@@ -570,8 +576,8 @@ class PostgresStore:
         starts = [c.started for c in first.values() if c.started is not None]
         keys = [(started.handler, started.key, started.started_at) for started in starts if started.key is not None]
         if keys:
-            await connection.execute(_SQL["free_keys"], *_columns(keys))
-        found = await connection.fetch(_SQL["begin_runs"], *_columns(values), self._owner)
+            await connection.execute(_SQL["free_keys"], *rows.columns(keys))
+        found = await connection.fetch(_SQL["begin_runs"], *rows.columns(values), self._owner)
         return {id(first[row["id"]]) for row in found}
 
     async def _set_states(self, connection: _Connection, changes: list[Change]) -> set[str]:
@@ -593,8 +599,8 @@ class PostgresStore:
         ]
         holding = [(c.run_id, c.due_at) for c in changes if c.key_until is not None and c.finished_at is None]
         if holding:
-            await connection.execute(_SQL["free_keys_of"], *_columns(holding))
-        found = await connection.fetch(_SQL["set_states"], *_columns(values), SUSPECT_CRASHES, self._owner)
+            await connection.execute(_SQL["free_keys_of"], *rows.columns(holding))
+        found = await connection.fetch(_SQL["set_states"], *rows.columns(values), SUSPECT_CRASHES, self._owner)
         if any(_is_handed_over(c) for c in changes):
             await self._ring(connection)
         return {row["id"] for row in found}
@@ -610,7 +616,7 @@ class PostgresStore:
             ("add_outgoing", outgoing),
         ):
             if values:
-                await connection.execute(_SQL[name], *_columns(values))
+                await connection.execute(_SQL[name], *rows.columns(values))
         if over := [c.run_id for c in changes if c.finished_at is not None]:
             await connection.execute(_SQL["forget_waits"], over)
         if cancelling := {c.run_id for c in changes if c.cancel_tokens and c.finished_at is None}:
@@ -628,7 +634,7 @@ class PostgresStore:
             first.setdefault((event.meta.id, event.meta.source), event)
         values = [rows.event_values(event) for event in first.values()]
         await connection.execute(_SQL["lock_log"], f"flowrun events {self._schema}")
-        return len(await connection.fetch(_SQL["add_events"], *_columns(values)))
+        return len(await connection.fetch(_SQL["add_events"], *rows.columns(values)))
 
     async def _cancel_if_it_came(self, connection: _Connection, run_ids: list[str]) -> None:
         runs = {row["id"]: row for row in await connection.fetch(_SQL["runs_whole"], run_ids)}
@@ -746,21 +752,13 @@ async def _whole(connection: _Connection, ids: list[str]) -> list[StoredRun]:
     return runs
 
 
-def _columns(values: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Rows, at least one → one list a column, as `unnest` wants them."""
-    return [[_storable(value) for value in column] for column in zip(*values, strict=True)]
-
-
 async def _give(connection: _Connection, answer: Answer) -> bool:
-    run_id = await connection.fetchval(_SQL["answer"], _storable(rows.text(answer)), _storable(answer.command_id))
+    run_id = await connection.fetchval(
+        _SQL["answer"], rows.storable(rows.text(answer)), rows.storable(answer.command_id)
+    )
     if run_id is not None:
         await connection.execute(_SQL["wake"], run_id)
     return run_id is not None
-
-
-def _storable(value: Any) -> Any:
-    """PostgreSQL's text cannot hold a NUL; JSON text writes it as an escape, so that only plain columns lose it."""
-    return value.replace("\x00", "\ufffd") if isinstance(value, str) and "\x00" in value else value
 
 
 def _connect_fault(url: str, error: BaseException) -> StoreError:

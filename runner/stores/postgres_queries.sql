@@ -99,6 +99,9 @@ ORDER BY events.position LIMIT $2
 -- name: events_newest
 ORDER BY events.position DESC LIMIT $2
 
+-- name: head
+SELECT coalesce(max(position), 0) FROM events
+
 -- name: event_types
 SELECT DISTINCT type FROM events ORDER BY type
 

@@ -16,9 +16,11 @@ from runner.records import (
     HELD,
     Answer,
     Arrival,
+    Build,
     Caller,
     Change,
     DeadLetter,
+    Entry,
     Error,
     EventRecord,
     Intervention,
@@ -32,6 +34,7 @@ from runner.records import (
     StoredRun,
 )
 
+_state = msgspec.json.Decoder(dict[str, Any]).decode
 _record = msgspec.json.Decoder(Record).decode
 _meta = msgspec.json.Decoder(Meta).decode
 _error = msgspec.json.Decoder(Error).decode
@@ -125,6 +128,42 @@ def event_values(event: EventRecord) -> tuple[Any, ...]:
     """id, type, source, subject, time, correlation_id, causation_id, data, run_id."""
     m = event.meta
     return m.id, m.type, m.source, m.subject, m.time, m.correlation_id, m.causation_id, event.data, event.run_id
+
+
+def build(row: Sequence[Any]) -> Build:
+    """Of id, name, definition, position, is_served, claimed_by, claimed_until, faults, last_fault."""
+    ident, name, definition, position, is_served, claimed_by, claimed_until, faults, last_fault = row
+    return Build(
+        id=ident,
+        name=name,
+        definition=definition,
+        position=position,
+        is_served=bool(is_served),
+        claimed_by=claimed_by,
+        claimed_until=claimed_until,
+        faults=faults,
+        last_fault=last_fault,
+    )
+
+
+def entry_values(build: Build, entry: Entry) -> tuple[Any, ...]:
+    """build, key, state, position, changes, latest."""
+    state = None if entry.state is None else text(entry.state)
+    return build.id, entry.key, state, entry.position, entry.changes, entry.latest
+
+
+def entry(row: Sequence[Any]) -> Entry:
+    """Of key, state, position, changes, latest."""
+    key, state, position, changes, latest = row
+    return Entry(
+        key=key, state=None if state is None else _state(state), position=position, changes=changes, latest=latest
+    )
+
+
+def entries(found: Sequence[Sequence[Any]]) -> tuple[int, dict[str, Entry]]:
+    """A build's position, which stands in every row, and the entries behind it, by key; nulls if there are none."""
+    known = [entry(tuple(row)[1:]) for row in found if row[1] is not None]
+    return found[0][0] if found else 0, {each.key: each for each in known}
 
 
 def logged_event(row: Sequence[Any]) -> LoggedEvent:
@@ -316,3 +355,13 @@ def run_summary(row: Sequence[Any]) -> RunSummary:
         finished_at=finished_at,
         error=_error(error) if error else None,
     )
+
+
+def columns(values: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Rows, at least one → one list a column, as `unnest` wants them."""
+    return [[storable(value) for value in column] for column in zip(*values, strict=True)]
+
+
+def storable(value: Any) -> Any:
+    """PostgreSQL's text cannot hold a NUL; JSON text writes it as an escape, so that only plain columns lose it."""
+    return value.replace("\x00", "\ufffd") if isinstance(value, str) and "\x00" in value else value

@@ -38,9 +38,10 @@ from runner.records import (
 from runner.sql import load_queries
 from runner.sqlite_file import SqliteFile
 from runner.stores import rows
+from runner.stores.sqlite_projections import SqliteProjections
 from runner.times import parse_time, rfc3339
 
-SCRIPTS = ("sqlite_schema.sql", "sqlite_schema_2.sql", "sqlite_schema_3.sql", "sqlite_schema_4.sql")
+SCRIPTS = ("sqlite_schema.sql", *(f"sqlite_schema_{number}.sql" for number in range(2, 6)))
 
 _SQL = load_queries("runner.stores", "sqlite_queries.sql")
 _log = logging.getLogger("flowrun.store")
@@ -52,6 +53,7 @@ class SqliteStore:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
         self._owner = ""
+        self.projections = SqliteProjections(file)
 
     async def __aenter__(self) -> SqliteStore:
         await self._file.__aenter__()
@@ -319,6 +321,10 @@ class SqliteStore:
             values["types"] = rows.text(wanted.types)
         found = await self._file.read(lambda c: c.execute(query, values).fetchall())
         return [rows.logged_event(row) for row in sorted(found)]
+
+    async def head(self) -> int:
+        """See `EventLog.head`."""
+        return await self._file.read(lambda c: int(c.execute(_SQL["head"]).fetchone()[0]))
 
     async def types(self) -> Sequence[str]:
         """See `EventLog.types`."""

@@ -81,6 +81,9 @@ ORDER BY events.position LIMIT :limit
 -- name: events_newest
 ORDER BY events.position DESC LIMIT :limit
 
+-- name: head
+SELECT coalesce(max(position), 0) FROM events
+
 -- name: event_types
 SELECT DISTINCT type FROM events ORDER BY type
 

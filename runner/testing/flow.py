@@ -14,12 +14,14 @@ from runner.engine import intake
 from runner.engine.control import Hand
 from runner.engine.executor import Executor
 from runner.engine.matching import patterns_of
+from runner.engine.read_models import ReadModels
 from runner.engine.replies import reply_to
 from runner.engine.results import NotOurs
 from runner.engine.run import Run
 from runner.errors import EnvelopeError
 from runner.lang.compile import compile_project
 from runner.lang.load import Sources
+from runner.lang.projections import compile_projection
 from runner.message import Delivery, Outgoing, Properties, decode_json, encode_json, new_id
 from runner.plan import Plan, Program
 from runner.ports import Store
@@ -143,11 +145,15 @@ class FlowKit:
         self._mail: list[Outgoing] = []
         self._called: dict[str, None] = {}
         self._going_on: dict[str, tuple[Run, asyncio.Event]] = {}
+        self.read_models = ReadModels(
+            self.plan.projections, log=self.store, store=self.store.projections, load=compile_projection
+        )
         self._executor = Executor(
             handlers=registry.handlers,
             clock=self.clock,
             random=random,
             mask=self._mask,
+            projections=self.read_models,
             draining=lambda: self.draining,
         )
 

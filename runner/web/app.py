@@ -14,11 +14,14 @@ from starlette.routing import Route
 from runner.plan import Endpoint
 from runner.web.health import Readiness, livez
 from runner.web.ingress import Ingress
+from runner.web.projections import ProjectionPages
 from runner.web.refusal import of_routing
 
 
-def make_app(endpoints: Iterable[Endpoint], ingress: Ingress, readiness: Readiness) -> Starlette:
-    """An ASGI application that serves these endpoints, and says how the process fares."""
+def make_app(
+    endpoints: Iterable[Endpoint], ingress: Ingress, readiness: Readiness, projections: ProjectionPages
+) -> Starlette:
+    """An ASGI application that serves these endpoints and projections, and says how the process fares."""
     shapes: dict[str, dict[str, Endpoint]] = {}
     for endpoint in endpoints:
         shapes.setdefault(_shape(endpoint.path), {})[endpoint.method] = endpoint
@@ -28,6 +31,8 @@ def make_app(endpoints: Iterable[Endpoint], ingress: Ingress, readiness: Readine
         Route(shape, _by_method(by_method, ingress), methods=list(by_method))
         for shape, by_method in sorted(shapes.items(), key=lambda item: [part[:1] == "{" for part in _parts(item[0])])
     ]
+    routes.append(Route("/projections/{name}", projections.many, methods=["GET"]))
+    routes.append(Route("/projections/{name}/{key:path}", projections.one, methods=["GET"]))
     app = Starlette(routes=routes, exception_handlers={HTTPException: of_routing})
     app.router.redirect_slashes = False
     return app

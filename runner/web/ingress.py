@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -23,14 +22,12 @@ from runner.steps.emit import Emitter, PayloadError, build
 from runner.times import rfc3339
 from runner.values import as_text
 from runner.web.envelope import Envelope, open_command, open_event, trace_of
+from runner.web.keys import Keys, Read
 from runner.web.received import Network, Received, receive
 from runner.web.refusal import Refusal, json_response
 from runner.web.replies import Replies
 from runner.web.sending import Sender
 from runner.web.signatures import is_signed
-
-Read = Callable[[tuple[str, ...]], Mapping[str, str]]
-"""Environment variables or secrets, by name, those that are there."""
 
 _log = logging.getLogger("flowrun.http")
 
@@ -47,7 +44,7 @@ class Ingress:
         limits: RateLimits,
         clock: Clock,
         env: Read,
-        secrets: Read,
+        keys: Keys,
         trusted: Sequence[Network] = (),
     ) -> None:
         self._plan = plan
@@ -56,7 +53,7 @@ class Ingress:
         self._limits = limits
         self._clock = clock
         self._env = env
-        self._secrets = secrets
+        self._keys = keys
         self._trusted = trusted
 
     async def serve(self, endpoint: Endpoint, request: Request) -> Response:
@@ -75,7 +72,7 @@ class Ingress:
             return Refusal(500, "internal", "an internal error", retryable=True).response()
 
     async def _serve(self, endpoint: Endpoint, request: Request) -> Response:
-        self._mind_the_bearer(endpoint, request.headers.get("authorization", ""))
+        self._keys.mind_the_bearer(endpoint, request.headers.get("authorization", ""))
         received = await receive(request, endpoint, self._trusted)
         webhook_id = self._mind_the_signature(endpoint, received)
         envelope = (open_event if endpoint.command is None else open_command)(received, webhook_id)
@@ -94,35 +91,15 @@ class Ingress:
 
     # --- who may
 
-    def _mind_the_bearer(self, endpoint: Endpoint, header: str) -> None:
-        if endpoint.bearer is None:
-            return
-        scheme, _, given = header.partition(" ")
-        wanted = [token.encode() for token in self._keys(endpoint, endpoint.bearer) if token]
-        fits = sum(hmac.compare_digest(token, given.strip().encode("latin-1")) for token in wanted)
-        if scheme.lower() != "bearer" or not fits:
-            message = "the header Authorization must bear the token"
-            raise Refusal(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
-
     def _mind_the_signature(self, endpoint: Endpoint, received: Received) -> str | None:
         """The id that is signed with the request, if its scheme has one."""
         verify = endpoint.verify
         if verify is None:
             return None
-        keys = self._keys(endpoint, verify.keys)
+        keys = self._keys.of(endpoint, verify.keys)
         if not is_signed(verify.scheme, keys, received.headers, received.body, self._clock.now()):
             raise Refusal(401, "unauthorized", "the request is not signed as it must be")
         return received.headers["webhook-id"] if verify.scheme == "standard_webhooks" else None
-
-    def _keys(self, endpoint: Endpoint, evaluate: Evaluate) -> list[str]:
-        """Read anew for each request, so that they can be changed. One that is not there lets nobody in."""
-        scope = {"secrets": self._secrets(endpoint.secrets), "env": self._env(endpoint.env)}
-        try:
-            value = evaluate(scope)
-        except ExpressionError as error:
-            _log.error("%s lets nobody in: %s", endpoint.name, error)
-            return []
-        return [as_text(key) for key in (value if isinstance(value, list) else [value])]
 
     async def _mind_the_limit(self, name: str, limit: RateLimit, scope: Mapping[str, Any]) -> None:
         key = "" if limit.key is None else as_text(_evaluated("the key of the rate limit", limit.key, scope))

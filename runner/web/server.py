@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import uvicorn
 from starlette.types import ASGIApp
 
-from runner.app import App
+from runner.app import App, read_models
 from runner.clock import SystemClock
 from runner.engine.worker import Worker
 from runner.environment import read_env, read_secrets
@@ -19,6 +19,8 @@ from runner.plan import Endpoint, Plan
 from runner.web.app import make_app
 from runner.web.health import Readiness
 from runner.web.ingress import Ingress
+from runner.web.keys import Keys
+from runner.web.projections import ProjectionPages
 from runner.web.replies import Replies
 from runner.web.sending import Sender
 
@@ -79,6 +81,7 @@ async def serve(
     """Begin to serve these endpoints of the plan on that socket."""
     sender = Sender(app.transport)
     replies = Replies(app.transport, sender, plan.project)
+    keys = Keys(env=read_env, secrets=read_secrets)
     ingress = Ingress(
         plan=plan,
         sender=sender,
@@ -86,7 +89,7 @@ async def serve(
         limits=app.store,
         clock=SystemClock(),
         env=read_env,
-        secrets=read_secrets,
+        keys=keys,
         trusted=app.settings.trusted_proxies,
     )
     readiness = Readiness(
@@ -95,7 +98,8 @@ async def serve(
     background = [asyncio.create_task(sender.run())]
     if any(endpoint.command is not None for endpoint in endpoints):
         background.append(asyncio.create_task(replies.run()))
-    return HttpServer(make_app(endpoints, ingress, readiness), listener, background, replies)
+    pages = ProjectionPages(plan.projections, read_models(plan, app.store), keys)
+    return HttpServer(make_app(endpoints, ingress, readiness, pages), listener, background, replies)
 
 
 def _say_why_it_ended(task: asyncio.Task[None]) -> None:

@@ -19,6 +19,7 @@ from runner.records import EventFilter, Intervention, RunState
 from runner.stores import postgres as postgres_module
 from runner.stores import rows
 from runner.stores.postgres import SCRIPTS, PostgresStore
+from runner.testing.projection_contract import ProjectionContract
 from runner.testing.store_contract import (
     START,
     TIMEOUT_S,
@@ -55,7 +56,7 @@ store = PostgresStore({url!r}, "shop-1", lease_s=1.0)
 
 
 @pytest.mark.postgres
-class TestPostgresStore(StoreContract):
+class TestPostgresStore(ProjectionContract, StoreContract):
     """A pool for each store, as two processes have them. A dead runner's lease runs out after a second."""
 
     @pytest.fixture(autouse=True)

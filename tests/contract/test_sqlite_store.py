@@ -20,6 +20,7 @@ from runner.records import EventFilter, RunState
 from runner.sqlite_file import SqliteFile
 from runner.stores import rows
 from runner.stores.sqlite import SCRIPTS, SqliteStore
+from runner.testing.projection_contract import ProjectionContract
 from runner.testing.store_contract import START, AnyStore, StoreContract, at, begin, go_on, run_id, started, tokens
 
 EVENTS = "SELECT position, subject, version FROM events ORDER BY position"
@@ -48,7 +49,7 @@ asyncio.run(main())
 """
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(ProjectionContract, StoreContract):
     """A `SqliteFile` for each store, as two processes have them."""
 
     @pytest.fixture(autouse=True)

@@ -51,7 +51,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "asyncpg": ("handlers.sql", "stores.postgres"),
     "yaml": ("lang",),
     "cronsim": ("engine.scheduler", "lang"),
-    "jinja2": ("expressions", "filters", "values", "lang.infer"),
+    "jinja2": ("expressions", "filters", "values", "lang.infer", "lang.rules.projections"),
     "jsonschema_rs": ("lang",),
     "sqlite3": ("sqlite_file", "stores", "transports.embedded", "handlers.sql"),
     "click": ("cli",),

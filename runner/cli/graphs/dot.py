@@ -14,6 +14,7 @@ _SHAPES = {
     "event": "oval",
     "schedule": "parallelogram",
     "ingress": "cds",
+    "projection": "tab",
     "outside": "circle",
     "dead": "cylinder",
 }

@@ -11,6 +11,7 @@ _SHAPES = {
     "event": ("([", "])"),
     "schedule": ("[/", "/]"),
     "ingress": (">", "]"),
+    "projection": ("[[", "]]"),
     "outside": ("((", "))"),
     "dead": ("[(", ")]"),
 }

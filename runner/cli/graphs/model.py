@@ -21,7 +21,7 @@ class Node:
 
     key: str
     label: str
-    kind: Literal["handler", "event", "schedule", "ingress", "outside", "dead"]
+    kind: Literal["handler", "event", "schedule", "ingress", "projection", "outside", "dead"]
     flow: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -102,6 +102,8 @@ def _nodes(plan: Plan, *, failures: bool) -> Iterator[Node]:
         label = program.name.partition(".")[2]
         notes = tuple(_notes(program, failures=failures))
         yield Node(key=_key(program), label=label, kind="handler", flow=program.flow, notes=notes)
+    for projection in plan.projections.values():
+        yield Node(key=f"projection.{projection.name}", label=projection.name, kind="projection", flow=projection.flow)
     for event in plan.events.values():
         yield Node(key=_event_key(event.name), label=event.name, kind="event")
     yield Node(key=SENDERS, label="other programs", kind="outside")
@@ -176,6 +178,9 @@ def _traffic(plan: Plan) -> Mapping[str, _Traffic]:
         for route in program.routes:
             for name in route.events:
                 traffic[name].takers[key] = ""
+    for projection in plan.projections.values():
+        for name in projection.folds:
+            traffic[name].takers[f"projection.{projection.name}"] = ""
     return traffic
 
 

@@ -9,6 +9,7 @@ from runner.lang.rules import (
     inputs,
     limits,
     names,
+    projections,
     references,
     saga,
     schedules,
@@ -26,6 +27,7 @@ RULES = (
     saga.check,
     schedules.check,
     ingress.check,
+    projections.check,
     times.check,
     types.check,
 )

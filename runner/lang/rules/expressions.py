@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from runner.diagnostics import Diagnostic, Related, did_you_mean
 from runner.expressions import Expression, ExpressionSyntaxError, Read, parse_expression, parse_template
-from runner.lang.declare import FlowDecl, HandlerDecl, IngressDecl, StepDecl, all_steps, scalars
+from runner.lang.declare import FlowDecl, HandlerDecl, IngressDecl, ProjectionDecl, StepDecl, all_steps, scalars
 from runner.lang.expression_syntax import explain
 from runner.lang.project import Declarations
 from runner.source import MappingNode, ScalarNode
@@ -17,7 +17,8 @@ _RUN = frozenset({"id", "started_at"})
 _STEP = frozenset({"output", "state", "error", "attempts", "event"})
 _ERROR = frozenset({"type", "message", "retryable", "details", "step"})
 _GUARD = frozenset({"env", "secrets"})
-_ROUTE = frozenset({"event", "meta", "env"})
+_META_ONLY = frozenset({"event", "meta"})
+_ROUTE = _META_ONLY | {"env"}
 _IN_STEPS = _ROUTE | {"steps", "vars", "run", "secrets"}
 _REQUEST = frozenset({"body", "headers", "query", "path", "client_ip"})
 _FIELDS = {"meta": _META, "run": _RUN, "error": _ERROR, "request": _REQUEST}
@@ -51,6 +52,8 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
                 yield from _template(node, _Place(flow, frozenset({"slot", "env"})))
         for endpoint in flow.ingress:
             yield from _endpoint(endpoint, flow)
+        for projection in flow.projections:
+            yield from _projection(projection, flow)
         for handler in flow.handlers:
             is_command = bool(project.commands_of(handler)) or project.seems_to_do_a_command(handler)
             yield from _handler(flow, handler, is_command=is_command)
@@ -68,6 +71,18 @@ def _endpoint(endpoint: IngressDecl, flow: FlowDecl) -> Iterator[Diagnostic]:
     for guard in ("auth", "verify"):
         for node in scalars(endpoint.body.get(guard)):
             yield from _template(node, _Place(flow, _GUARD))
+
+
+def _projection(projection: ProjectionDecl, flow: FlowDecl) -> Iterator[Diagnostic]:
+    folding = _Place(flow, _META_ONLY | {"state"})
+    for key in dict.fromkeys(fold.key for fold in projection.folds if fold.key is not None):
+        yield from _template(key, _Place(flow, _META_ONLY))
+    for fold in projection.folds:
+        for operation in ("set", "increment", "append"):
+            for node in scalars(fold.body.get(operation)):
+                yield from _template(node, folding)
+    for node in scalars(projection.body.get("auth")):
+        yield from _template(node, _Place(flow, _GUARD))
 
 
 def _handler(flow: FlowDecl, handler: HandlerDecl, *, is_command: bool) -> Iterator[Diagnostic]:
@@ -218,9 +233,13 @@ def _why_not(root: str, place: _Place) -> str | None:
     if root == "event" and "command" in place.names:
         return "this handler does a command: write command"
     if root == "command":
-        return "no command names this handler: write event"
+        return "no command names this handler: write event" if "env" in place.names else "write event"
     if root == "slot":
         return "slot is seen in schedules"
+    if root == "state":
+        return "state is seen in the operations of a projection"
+    if root in ("env", "secrets") and place.names >= _META_ONLY and "env" not in place.names:
+        return "an entry is folded from events alone, so that folding them again gives the same"
     if root == "request":
         return "a request cannot say what it must bear" if place.names == _GUARD else "request is seen in ingress"
     if root == "error":

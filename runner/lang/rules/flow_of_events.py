@@ -49,6 +49,8 @@ def _taken(project: Declarations) -> Iterator[tuple[str, Span]]:
         for route in flow.routes:
             for node in route.patterns:
                 yield from ((name, node.span) for name in project.matching(str(node.value)))
+        for projection in flow.projections:
+            yield from ((str(fold.event.value), fold.event.span) for fold in projection.folds)
     for _, _, step in project.steps():
         yield from ((str(node.value), node.span) for node in step.awaited)
     for handler in project.handlers.values():

@@ -18,6 +18,7 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
     yield from _twice(("flow", flow.name, flow.node.span) for flow in project.flows)
     declared = [("event", e.name, e.node.span) for flow in project.flows for e in flow.events]
     declared += [("command", c.name, c.node.span) for flow in project.flows for c in flow.commands]
+    declared += [("projection", p.name, p.node.span) for flow in project.flows for p in flow.projections]
     yield from _twice(declared)
     for flow in project.flows:
         for handler in flow.handlers:

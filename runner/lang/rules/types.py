@@ -12,7 +12,7 @@ from itertools import islice
 
 from runner.diagnostics import Diagnostic
 from runner.expressions import Expression, ExpressionSyntaxError, parse_expression, parse_template
-from runner.lang.declare import HandlerDecl, IngressDecl, StepDecl, all_steps
+from runner.lang.declare import FoldDecl, HandlerDecl, IngressDecl, StepDecl, all_steps
 from runner.lang.fitting import misfit
 from runner.lang.infer import Fault, Inference, Names, assume, field_of
 from runner.lang.project import Declarations
@@ -37,6 +37,8 @@ MAX_WORLDS = 50
 """A handler of very many events is looked at for so many of them."""
 
 _TEXT = of_kind("string")
+_NUMBER = of_kind("number")
+_KEY = of_kind("string", "number")
 _OPTIONAL_TEXT = of_kind("string", "null")
 _META = {
     "id": _TEXT, "source": _TEXT, "subject": _OPTIONAL_TEXT, "time": _TEXT, "correlation_id": _TEXT,
@@ -65,6 +67,10 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
             _Look(finds, {"slot": _TEXT}).value(schedule.inputs)
         for endpoint in flow.ingress:
             _endpoint(project, endpoint, finds)
+        for projection in flow.projections:
+            for fold in projection.folds:
+                finds.world = str(fold.event.value)
+                _fold(project, fold, finds)
         for handler in flow.handlers:
             for world, names in islice(_worlds(project, handler, finds), MAX_WORLDS):
                 finds.world = world
@@ -129,6 +135,20 @@ def _endpoint(project: Declarations, endpoint: IngressDecl, finds: _Finds) -> No
     name = endpoint.event if endpoint.event is not None else endpoint.command
     if name is not None:
         look.fit(endpoint.inputs, given, _payload(project, str(name.value)), str(name.value))
+
+
+def _fold(project: Declarations, fold: FoldDecl, finds: _Finds) -> None:
+    name = str(fold.event.value)
+    look = _Look(finds, {"event": _payload(project, name), "meta": record({**_META, "type": one_of(name)})})
+    if fold.key is not None and (reason := misfit(look.template(fold.key), _KEY)) is not None:
+        finds.misfit(f"a key is a text or a number: {reason}", fold.key)
+    look.names["state"] = ANY
+    look.value(fold.body.get("set"))
+    look.value(fold.body.get("append"))
+    increment = fold.body.get("increment")
+    if isinstance(increment, MappingNode):
+        wanted = record({field: _NUMBER for field, _, _ in increment.items()})
+        look.fit(increment, look.value(increment), wanted, "an increment")
 
 
 def _worlds(project: Declarations, handler: HandlerDecl, finds: _Finds) -> Iterator[tuple[str, Names]]:

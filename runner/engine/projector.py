@@ -1,0 +1,129 @@
+"""Keeps read models up to date with the event log: one task a process, one process a read model at a time.
+
+A batch of events, the entries that it changes and the position behind it are one commit, made only if the position is
+still the one that was read: so each event is folded once, whoever crashes when, and however many processes try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from datetime import timedelta
+
+import msgspec
+
+from runner.engine.folding import Folding
+from runner.errors import StoreError
+from runner.plan import Projection
+from runner.ports import Clock, EventLog, ProjectionStore
+from runner.records import Build, EventFilter
+from runner.times import rfc3339
+
+BATCH = 500
+LOOK_AGAIN_S = 1.0
+"""What other processes have logged is folded after so long; what this one has, at once."""
+GATHER_S = 0.1
+CLAIM_S = 5.0
+"""So long others leave a read model to who folded it last: a claim spares work, the position keeps it right."""
+SWEEP = 1000
+
+Load = Callable[[str, str], Projection]
+"""Compiles a projection, by its name and its definition."""
+
+_log = logging.getLogger("flowrun.projections")
+
+
+class Projector:
+    """Folds what the log has into the read models of the store. `poke` it when there may be more."""
+
+    def __init__(
+        self, *, projections: Collection[Projection], log: EventLog, store: ProjectionStore, owner: str, clock: Clock,
+        load: Load,
+    ) -> None:  # fmt: skip
+        self._projections = projections
+        self._log = log
+        self._store = store
+        self._owner = owner
+        self._clock = clock
+        self._load = load
+        self._loaded: dict[str, Projection] = {each.definition: each for each in projections}
+        self._poked = asyncio.Event()
+
+    def poke(self) -> None:
+        """There may be something to fold."""
+        self._poked.set()
+
+    async def run(self) -> None:
+        """For ever, or until nothing is left of read models that nobody declares any more."""
+        is_begun = False
+        while True:
+            self._poked.clear()
+            try:
+                if not is_begun:
+                    await self.begin()
+                    is_begun = True
+                while await self.step():
+                    pass
+                if not self._projections:
+                    return
+            except StoreError as error:
+                _log.warning("%s; read models wait for it", error)
+            except Exception:  # whatever it is, later events must be folded
+                _log.exception("internal error, please report it")
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until there may be more; but let some gather, for one commit costs as much as a hundred events."""
+        await asyncio.sleep(GATHER_S)
+        try:
+            async with asyncio.timeout(LOOK_AGAIN_S):
+                await self._poked.wait()
+        except TimeoutError:
+            return
+
+    async def begin(self) -> None:
+        """See that every declared read model stands, or begins to be built; give up others. Raises StoreError."""
+        for projection in self._projections:
+            await self._store.begin_build(projection.name, projection.definition)
+        await self._store.keep_only([projection.name for projection in self._projections])
+
+    async def step(self) -> bool:
+        """Fold a batch into each read model that is not another process's. Whether there is more. Raises StoreError."""
+        builds = [build for build in await self._store.builds() if self.may_fold(build)]
+        more = [await self.fold(build) for build in builds]
+        return await self._store.sweep(SWEEP) or any(more)
+
+    def may_fold(self, build: Build) -> bool:
+        """Whether no other process has claimed it."""
+        return build.claimed_by in (None, self._owner) or (build.claimed_until or "") <= rfc3339(self._clock.now())
+
+    async def fold(self, build: Build) -> bool:
+        """Fold a batch into one; it is served once nothing is left to fold. Whether more may be. Raises StoreError."""
+        projection = self._projection(build)
+        wanted = EventFilter(types=tuple(projection.folds))
+        events = await self._log.events(wanted, limit=BATCH, after=build.position)
+        if events:
+            folding = Folding(projection)
+            changes = folding.look(events)
+            position, entries = await self._store.entries(build, {change.key for change in changes})
+            if position != build.position:
+                return True
+            folding.start_with(entries.values())
+            folding.fold(changes)
+            folded = folding.folded(events[-1].position)
+            if folded.last_fault is not None:
+                _log.warning("%s leaves out %s", build.name, folded.last_fault)
+            until = rfc3339(self._clock.now() + timedelta(seconds=CLAIM_S))
+            if not await self._store.fold(build, folded, claimed_by=self._owner, claimed_until=until):
+                return True
+            build = msgspec.structs.replace(build, position=folded.position)
+        if len(events) < BATCH and not build.is_served:
+            await self._store.serve(build)
+            _log.info("%s is built", build.name)
+        return len(events) == BATCH
+
+    def _projection(self, build: Build) -> Projection:
+        if build.definition not in self._loaded:
+            self._loaded[build.definition] = self._load(build.name, build.definition)
+        return self._loaded[build.definition]

@@ -1,0 +1,79 @@
+-- name: builds
+SELECT id, name, definition, position, state = 'served', claimed_by, claimed_until, faults, last_fault
+FROM builds WHERE state <> 'retired' ORDER BY name, id
+
+-- name: stands  whether what is served is of this definition, or what is being built
+SELECT 1 FROM builds WHERE name = ?1 AND definition = ?2 AND state = ?3
+
+-- name: retire_building
+UPDATE builds SET state = 'retired' WHERE name = ?1 AND state = 'building'
+
+-- name: begin_build
+INSERT INTO builds (name, definition, state) VALUES (?, ?, 'building')
+
+-- name: keep_only
+UPDATE builds SET state = 'retired' WHERE state <> 'retired' AND name NOT IN (SELECT value FROM json_each(?))
+
+-- name: move  from the position that it was folded on from, or not at all
+UPDATE builds SET position = ?3, faults = faults + ?4, last_fault = coalesce(?5, last_fault), claimed_by = ?6,
+    claimed_until = ?7
+WHERE id = ?1 AND position = ?2 AND state <> 'retired'
+
+-- name: put_entry
+INSERT INTO entries (build, key, state, position, changes, latest) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (build, key) DO UPDATE SET state = excluded.state, position = excluded.position,
+    changes = excluded.changes, latest = excluded.latest
+
+-- name: add_change
+INSERT INTO entry_changes (build, key, position) VALUES (?, ?, ?)
+
+-- name: add_snapshot
+INSERT INTO entry_snapshots (build, key, state, position, changes, latest) VALUES (?, ?, ?, ?, ?, ?)
+
+-- name: is_at
+SELECT name FROM builds WHERE id = ? AND position = ? AND state = 'building'
+
+-- name: retire_served
+UPDATE builds SET state = 'retired' WHERE name = ? AND state = 'served'
+
+-- name: serve
+UPDATE builds SET state = 'served' WHERE id = ?
+
+-- name: entries  with the position, of one moment
+SELECT b.position, e.key, e.state, e.position, e.changes, e.latest
+FROM builds b LEFT JOIN entries e ON e.build = b.id AND e.key IN (SELECT value FROM json_each(?2))
+WHERE b.id = ?1
+
+-- name: page
+SELECT key, state, position, changes, latest FROM entries
+WHERE build = ?1 AND key > ?2 AND state IS NOT NULL ORDER BY key LIMIT ?3
+
+-- name: snapshot
+SELECT key, state, position, changes, latest FROM entry_snapshots
+WHERE build = ?1 AND key = ?2 AND (?3 IS NULL OR position <= ?3) AND (?4 IS NULL OR latest <= ?4)
+ORDER BY position DESC LIMIT 1
+
+-- name: history
+SELECT events.position, events.id, events.type, events.source, events.subject, events.version, events.time,
+    events.correlation_id, events.causation_id, events.data, events.run_id, NULL
+FROM entry_changes c JOIN events ON events.position = c.position
+WHERE c.build = ?1 AND c.key = ?2 AND c.position > ?5 AND (?3 IS NULL OR c.position <= ?3)
+    AND (?4 IS NULL OR events.time <= ?4)
+ORDER BY events.position
+
+-- name: retired
+SELECT id FROM builds WHERE state = 'retired' ORDER BY id LIMIT 1
+
+-- name: sweep_entries
+DELETE FROM entries WHERE build = ?1 AND key IN (SELECT key FROM entries WHERE build = ?1 LIMIT ?2)
+
+-- name: sweep_snapshots
+DELETE FROM entry_snapshots
+WHERE build = ?1 AND (key, position) IN (SELECT key, position FROM entry_snapshots WHERE build = ?1 LIMIT ?2)
+
+-- name: sweep_changes
+DELETE FROM entry_changes
+WHERE build = ?1 AND (key, position) IN (SELECT key, position FROM entry_changes WHERE build = ?1 LIMIT ?2)
+
+-- name: forget_build
+DELETE FROM builds WHERE id = ?
