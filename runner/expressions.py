@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -102,7 +102,7 @@ def parse_expression(source: str) -> Expression:
         if not parser.stream.eos:
             _fail_at(source, parser.stream.current.lineno, "this does not belong to the expression")
         evaluate = compiler.top(tree)
-    return Expression(source, tuple(compiler.reads), _guard(source, evaluate), (tree,))
+    return Expression(source, tuple(compiler.reads), _guard(source, compiler.reads, evaluate), (tree,))
 
 
 @lru_cache(maxsize=8192)
@@ -125,7 +125,7 @@ def parse_template(source: str) -> Expression:
             evaluate, pieces = compiler.top(solid[0]), solid
         else:
             evaluate = _text([_piece(compiler, p) for p in pieces])
-    return Expression(source, tuple(compiler.reads), _guard(source, evaluate), tuple(pieces))
+    return Expression(source, tuple(compiler.reads), _guard(source, compiler.reads, evaluate), tuple(pieces))
 
 
 def compile_value(value: object) -> Evaluate:
@@ -197,18 +197,25 @@ def _fail_at(source: str, offset: int, message: str, length: int | None = None) 
     raise ExpressionSyntaxError(message, offset, length or (word.end() if word else 1))
 
 
-def _guard(source: str, evaluate: Evaluate) -> Evaluate:
-    """Whatever goes wrong in an expression is an ExpressionError that names it."""
+def _guard(source: str, reads: Iterable[Read], evaluate: Evaluate) -> Evaluate:
+    """Whatever goes wrong in an expression is an ExpressionError that names it. What goes wrong with values is told
+    with the values; where one may come from a secret, no mask would know it again."""
+    tells_values = not any(read.path[0] == "secrets" for read in reads)
 
     def guarded(scope: Scope) -> Any:
         try:
             return evaluate(scope)
-        except ExpressionError as error:
-            raise ExpressionError(f"{error} (in {clip(source)})") from None
-        except _FAULTS as error:
-            raise ExpressionError(f"{str(error) or type(error).__name__} (in {clip(source)})") from None
+        except _MissingError as error:
+            what = str(error)
+        except (ExpressionError, *_FAULTS) as error:
+            what = str(error) or type(error).__name__ if tells_values else "it fails, and it reads a secret"
+        raise ExpressionError(f"{what} (in {clip(source)})")
 
     return guarded
+
+
+class _MissingError(ExpressionError):
+    """What an expression names is not there."""
 
 
 _FAULTS = (
@@ -333,7 +340,7 @@ class _Compiler:
             try:
                 return scope[name]
             except KeyError:
-                raise ExpressionError(f"{name} is missing") from None
+                raise _MissingError(f"{name} is missing") from None
 
         return read
 
@@ -354,7 +361,7 @@ class _Compiler:
         def read(scope: Scope) -> Any:
             value = read_item(inner(scope), key(scope))
             if value is MISSING:
-                raise ExpressionError(f"{label} is missing")
+                raise _MissingError(f"{label} is missing")
             return value
 
         return read

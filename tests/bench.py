@@ -13,6 +13,7 @@ from runner.engine.runs import Environment, Plans, Runs, Watch
 from runner.engine.worker import Worker
 from runner.lang.compile import compile_project
 from runner.lang.load import Sources
+from runner.masking import Mask
 from runner.message import Outgoing, Properties, encode_json
 from runner.registry import bind
 from runner.sqlite_file import SqliteFile
@@ -86,6 +87,7 @@ class Bench:
                 doorbell=self.store,
                 runs=runs,
                 environment=environment,
+                mask=Mask(),
                 clock=SystemClock(),
                 watch=lambda run, change: None,
                 on_suspects=lambda: None,
@@ -108,7 +110,7 @@ class Bench:
             handlers=self.registry.handlers,
             clock=SystemClock(),
             random=lambda: 0.0,
-            mask=lambda text: text,
+            mask=Mask(),
             draining=draining,
         )
 

@@ -13,6 +13,7 @@ import httpx
 
 from runner.lang.compile import compile_project
 from runner.lang.load import Sources
+from runner.masking import Mask
 from runner.message import Delivery, Outgoing, decode_json, encode_json, reply_message
 from runner.plan import Plan
 from runner.ports import Transport
@@ -145,6 +146,7 @@ async def served(
             clock=clock,
             env=lambda names: {name: found["env"][name] for name in names if name in found["env"]},
             secrets=lambda names: {name: found["secrets"][name] for name in names if name in found["secrets"]},
+            mask=Mask((secrets or {}).values()),
             trusted=[ip_network(text) for text in trusted],
         )
         readiness = Readiness(store=store, transport=transport, queue=plan.net, is_consuming=lambda: True)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from runner.engine.together import Hands
 from runner.engine.waits import Waits
 from runner.errors import ExpressionError
 from runner.expressions import holds
+from runner.masking import Mask
 from runner.outcome import Done, Failed, Outcome, Parked, Stopped
 from runner.plan import Emit, Fail, Foreach, Parallel, Send, Set, Step, Stop, Switch, Use, Wait, WaitFor
 from runner.ports import Clock, Handler
@@ -45,7 +46,7 @@ from runner.times import rfc3339
 
 
 class Executor:
-    """Executes runs. `mask` takes secrets out of the texts of errors; `draining` says that the process is to
+    """Executes runs. `mask` takes secrets out of errors and results; `draining` says that the process is to
     stop, so that owned runs are put down at the next step."""
 
     def __init__(
@@ -54,7 +55,7 @@ class Executor:
         handlers: Mapping[str, Handler],
         clock: Clock,
         random: Random,
-        mask: Callable[[str], str],
+        mask: Mask,
         draining: Callable[[], bool],
     ) -> None:
         self._effects = Effects(handlers=handlers, clock=clock, random=random, mask=mask)
@@ -91,7 +92,7 @@ class Executor:
         if misfit is None:
             await self._end(run, RunState.COMPLETED)
         else:
-            self._fail(run, self._effects.masked(misfit))
+            self._fail(run, misfit)
             await self._undo_all(run)
 
     def _take_reply(self, run: Run) -> Failed | None:
@@ -110,6 +111,7 @@ class Executor:
         return None
 
     def _fail(self, run: Run, failure: Failed) -> None:
+        failure = self._effects.masked(failure)
         cancelled = run.cancel if failure.error.type == "cancelled" and failure.over is not None else None
         if cancelled is not None:
             run.note(cancelled)

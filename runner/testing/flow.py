@@ -20,6 +20,7 @@ from runner.engine.run import Run
 from runner.errors import EnvelopeError
 from runner.lang.compile import compile_project
 from runner.lang.load import Sources
+from runner.masking import Mask
 from runner.message import Delivery, Outgoing, Properties, decode_json, encode_json, new_id
 from runner.plan import Plan, Program
 from runner.ports import Store
@@ -147,7 +148,7 @@ class FlowKit:
             handlers=registry.handlers,
             clock=self.clock,
             random=random,
-            mask=self._mask,
+            mask=Mask(self._secrets.values()),
             draining=lambda: self.draining,
         )
 
@@ -357,11 +358,6 @@ class FlowKit:
             self._sent.append(_sent(message))
         elif message.exchange == "" and message.routing_key == self.plan.replies:
             self._mail.append(message)
-
-    def _mask(self, text: str) -> str:
-        for value in self._secrets.values():
-            text = text.replace(value, "***")
-        return text
 
 
 def _delivery(

@@ -14,7 +14,8 @@ from starlette.types import ASGIApp
 from runner.app import App
 from runner.clock import SystemClock
 from runner.engine.worker import Worker
-from runner.environment import read_env, read_secrets
+from runner.environment import masked_by, read_env
+from runner.masking import Mask
 from runner.plan import Endpoint, Plan
 from runner.web.app import make_app
 from runner.web.health import Readiness
@@ -74,7 +75,7 @@ class HttpServer:
 
 
 async def serve(
-    app: App, plan: Plan, endpoints: Sequence[Endpoint], worker: Worker, listener: socket.socket
+    app: App, plan: Plan, endpoints: Sequence[Endpoint], worker: Worker, listener: socket.socket, mask: Mask
 ) -> HttpServer:
     """Begin to serve these endpoints of the plan on that socket."""
     sender = Sender(app.transport)
@@ -86,7 +87,8 @@ async def serve(
         limits=app.store,
         clock=SystemClock(),
         env=read_env,
-        secrets=read_secrets,
+        secrets=masked_by(mask),
+        mask=mask,
         trusted=app.settings.trusted_proxies,
     )
     readiness = Readiness(
