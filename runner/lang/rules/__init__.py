@@ -12,6 +12,7 @@ from runner.lang.rules import (
     references,
     saga,
     schedules,
+    secrets,
     times,
     types,
 )
@@ -25,6 +26,7 @@ RULES = (
     limits.check,
     saga.check,
     schedules.check,
+    secrets.check,
     ingress.check,
     times.check,
     types.check,
