@@ -8,9 +8,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from runner.delays import Random
 from runner.engine.line import Frame
 from runner.engine.results import cancelled, commit, own
-from runner.engine.retry import Random, delay_before_next
+from runner.engine.retry import delay_before_next
 from runner.engine.run import Run
 from runner.errors import OwnershipError
 from runner.handler import Context

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from runner.delays import Random
 from runner.engine.blocks import Blocks
 from runner.engine.compensation import is_completed, undo_plan
 from runner.engine.effects import Effects
@@ -20,7 +21,7 @@ from runner.engine.history import rounds_of
 from runner.engine.line import Frame
 from runner.engine.replies import reply_to
 from runner.engine.results import commit, expression_failed, own
-from runner.engine.retry import Random, matches
+from runner.engine.retry import matches
 from runner.engine.run import Run
 from runner.engine.together import Hands
 from runner.engine.waits import Waits

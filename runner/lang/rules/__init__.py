@@ -7,6 +7,7 @@ from runner.lang.rules import (
     flow_of_events,
     ingress,
     inputs,
+    keys,
     limits,
     names,
     references,
@@ -31,5 +32,5 @@ RULES = (
     times.check,
     types.check,
 )
-WHOLE = (flow_of_events.check, coverage.check)
+WHOLE = (flow_of_events.check, coverage.check, keys.check)
 """Of the project as a whole, once nothing is wrong with its parts: a misspelt name is one mistake, not three."""
