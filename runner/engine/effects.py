@@ -25,6 +25,10 @@ from runner.steps import emit as emit_step
 from runner.steps import use as use_step
 from runner.times import parse_time, rfc3339
 
+LONGEST_UNKEPT_S = 600.0
+"""A step that may take longer begins only once the run is kept, and its message acknowledged: RabbitMQ closes the
+channel on which a message is out for half an hour (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout)."""
+
 
 def at_most(moment: datetime, run: Run, frame: Frame) -> datetime:
     """Not later than when the run, or the block that a step stands in, is out of time."""
@@ -60,7 +64,7 @@ class Effects:
         if run.has_crashed:
             again = frame.line.was_cut_short()
             run.note(AttemptBegun(step_id=key, attempt=attempt, started_at=rfc3339(started), again=again))
-        if run.must_commit:
+        if run.must_commit or (not run.owned and step.timeout_s > LONGEST_UNKEPT_S):
             await commit(run)
             started = self._clock.now()
             if (over := self.over(run, step, frame)) is not None:  # while we committed
