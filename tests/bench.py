@@ -46,6 +46,7 @@ class Bench:
     """A worker on one in-memory file, with what `store` and `transport` make of the parts."""
 
     def __init__(self, source: str, handlers: Iterable[Callable[..., Any]]) -> None:
+        self.mask = Mask()
         self.file = SqliteFile(":memory:")
         self.store = SqliteStore(self.file)
         self.transport = EmbeddedTransport(self.file)
@@ -87,7 +88,7 @@ class Bench:
                 doorbell=self.store,
                 runs=runs,
                 environment=environment,
-                mask=Mask(),
+                mask=self.mask,
                 clock=SystemClock(),
                 watch=lambda run, change: None,
                 on_suspects=lambda: None,
@@ -110,7 +111,7 @@ class Bench:
             handlers=self.registry.handlers,
             clock=SystemClock(),
             random=lambda: 0.0,
-            mask=Mask(),
+            mask=self.mask,
             draining=draining,
         )
 
