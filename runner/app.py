@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.environment import read_env, read_secrets
+from runner.environment import masked_by, read_env
 from runner.errors import NotFoundError, SettingsError, TopologyError
 from runner.lang.compile import Compilation, compile_project
 from runner.lang.load import Sources
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runner.engine.runs import Environment, Runs, Watch
     from runner.engine.suspects import Suspects
     from runner.engine.worker import Worker
+    from runner.masking import Mask
     from runner.ports import AnyStore, AnyTransport
     from runner.records import Change
     from runner.registry import Registry
@@ -55,7 +56,7 @@ class Role:
 
     programs: tuple[Program, ...]
     watch: Watch
-    mask: Callable[[str], str]
+    mask: Mask
     on_suspects: Callable[[], None]
 
 
@@ -146,7 +147,8 @@ class App:
             schedules=self.store,
             projector=projector(plan, self.store),
             runs=runs,
-            environment=_environment(),
+            environment=_environment(role.mask),
+            mask=role.mask,
             clock=SystemClock(),
             watch=role.watch,
             on_suspects=role.on_suspects,
@@ -207,7 +209,7 @@ class App:
                 projections=read_models(plan, self.store),
                 draining=draining,
             ),
-            environment=_environment(),
+            environment=_environment(role.mask),
             clock=SystemClock(),
             on_commit=on_commit,
         )
@@ -268,10 +270,10 @@ async def _all_drift(transport: AnyTransport, topology: Topology, first: Topolog
     return TopologyError(text, hint=f"drain and delete, or name another project; {DIFF_HINT}")
 
 
-def _environment() -> Environment:
+def _environment(mask: Mask) -> Environment:
     from runner.engine.runs import Environment
 
-    return Environment(env=read_env, secrets=read_secrets)
+    return Environment(env=read_env, secrets=masked_by(mask))
 
 
 def store_file(settings: Settings) -> SqliteFile | None:

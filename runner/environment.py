@@ -1,4 +1,5 @@
-"""`env.X` and `secrets.X`: from environment variables and files, checked before a start, masked in texts."""
+"""`env.X` and `secrets.X`: from environment variables and files, checked before a start; what was read as a secret is
+masked from then on."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runner.errors import SettingsError
+from runner.masking import Mask
 from runner.plan import Endpoint, Program, Projection
 
 
@@ -47,14 +49,12 @@ def check_environment(programs: Iterable[Program | Endpoint | Projection]) -> No
         raise SettingsError(f"not set: {', '.join(missing.values())}", hint="the flows say so under uses:")
 
 
-def masker(programs: Iterable[Program | Endpoint | Projection]) -> Callable[[str], str]:
-    """A function that replaces their secrets, as they are now, in a text."""
-    names = tuple({name for program in programs for name in program.secrets})
+def masked_by(mask: Mask) -> Callable[[tuple[str, ...]], dict[str, str]]:
+    """`read_secrets`, by which the mask learns every value before anybody has it."""
 
-    def mask(text: str) -> str:
-        for value in read_secrets(names).values():
-            if value:
-                text = text.replace(value, "***")
-        return text
+    def read(names: tuple[str, ...]) -> dict[str, str]:
+        found = read_secrets(names)
+        mask.learn(found.values())
+        return found
 
-    return mask
+    return read

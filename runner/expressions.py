@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
@@ -65,12 +65,14 @@ class ExpressionSyntaxError(Exception):
 class Read:
     """A name that an expression reads: `("steps", "pay", "output")`, and where it stands in the scalar.
 
-    `offsets` has one entry a segment; `guarded` reads may be missing.
+    `offsets` has one entry a segment; `guarded` reads may be missing. `tested`: the result hangs on its value, but has
+    nothing of it: a comparison's, a test's, the condition of an `if`, the key by which something else is chosen.
     """
 
     path: tuple[str, ...]
     offsets: tuple[int, ...]
     guarded: bool
+    tested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def parse_expression(source: str) -> Expression:
         if not parser.stream.eos:
             _fail_at(source, parser.stream.current.lineno, "this does not belong to the expression")
         evaluate = compiler.top(tree)
-    return Expression(source, tuple(compiler.reads), _guard(source, evaluate), (tree,))
+    return Expression(source, tuple(compiler.reads), _guard(source, compiler.reads, evaluate), (tree,))
 
 
 @lru_cache(maxsize=8192)
@@ -125,7 +127,7 @@ def parse_template(source: str) -> Expression:
             evaluate, pieces = compiler.top(solid[0]), solid
         else:
             evaluate = _text([_piece(compiler, p) for p in pieces])
-    return Expression(source, tuple(compiler.reads), _guard(source, evaluate), tuple(pieces))
+    return Expression(source, tuple(compiler.reads), _guard(source, compiler.reads, evaluate), tuple(pieces))
 
 
 def compile_value(value: object) -> Evaluate:
@@ -197,18 +199,25 @@ def _fail_at(source: str, offset: int, message: str, length: int | None = None) 
     raise ExpressionSyntaxError(message, offset, length or (word.end() if word else 1))
 
 
-def _guard(source: str, evaluate: Evaluate) -> Evaluate:
-    """Whatever goes wrong in an expression is an ExpressionError that names it."""
+def _guard(source: str, reads: Iterable[Read], evaluate: Evaluate) -> Evaluate:
+    """Whatever goes wrong in an expression is an ExpressionError that names it. What goes wrong with values is told
+    with the values; where one may come from a secret, no mask would know it again."""
+    tells_values = not any(read.path[0] == "secrets" for read in reads)
 
     def guarded(scope: Scope) -> Any:
         try:
             return evaluate(scope)
-        except ExpressionError as error:
-            raise ExpressionError(f"{error} (in {clip(source)})") from None
-        except _FAULTS as error:
-            raise ExpressionError(f"{str(error) or type(error).__name__} (in {clip(source)})") from None
+        except _MissingError as error:
+            what = str(error)
+        except (ExpressionError, *_FAULTS) as error:
+            what = str(error) or type(error).__name__ if tells_values else "it fails, and it reads a secret"
+        raise ExpressionError(f"{what} (in {clip(source)})")
 
     return guarded
+
+
+class _MissingError(ExpressionError):
+    """What an expression names is not there."""
 
 
 _FAULTS = (
@@ -256,12 +265,17 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
+_CHOOSING = frozenset({"select", "reject", "selectattr", "rejectattr"})
+"""Filters whose arguments say which elements are taken."""
+
+
 class _Compiler:
     """Turns one Jinja2 expression tree into closures, and notes the names that it reads."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.reads: list[Read] = []
+        self._testing = False
 
     def top(self, node: nodes.Node) -> Evaluate:
         """The whole expression; what is missing raises."""
@@ -290,7 +304,8 @@ class _Compiler:
             case nodes.And() | nodes.Or():
                 return self._logic(node)
             case nodes.Not():
-                inner = self.top(node.node)
+                with self._tested():
+                    inner = self.top(node.node)
                 return lambda scope: not inner(scope)
             case nodes.Neg() | nodes.Pos():
                 inner, sign = self.top(node.node), -1 if isinstance(node, nodes.Neg) else 1
@@ -325,7 +340,7 @@ class _Compiler:
         if name in FUNCTIONS:
             _fail_at(self.source, node.lineno, f"{name} is a function: write {name}()")
         self._allow(name, node.lineno)
-        self.reads.append(Read((name,), (node.lineno,), lenient))
+        self.reads.append(Read((name,), (node.lineno,), lenient, self._testing))
         if lenient:
             return lambda scope: scope.get(name, MISSING)
 
@@ -333,7 +348,7 @@ class _Compiler:
             try:
                 return scope[name]
             except KeyError:
-                raise ExpressionError(f"{name} is missing") from None
+                raise _MissingError(f"{name} is missing") from None
 
         return read
 
@@ -344,7 +359,8 @@ class _Compiler:
         elif isinstance(node.arg, nodes.Slice):
             return self._slice(node, node.arg, lenient)
         else:
-            key = self.top(node.arg)
+            with self._tested():
+                key = self.top(node.arg)
         inner = self.compile(node.node, lenient=lenient)
         self._extend_read(node)
         if lenient:
@@ -354,14 +370,15 @@ class _Compiler:
         def read(scope: Scope) -> Any:
             value = read_item(inner(scope), key(scope))
             if value is MISSING:
-                raise ExpressionError(f"{label} is missing")
+                raise _MissingError(f"{label} is missing")
             return value
 
         return read
 
     def _slice(self, node: nodes.Getitem, arg: nodes.Slice, lenient: bool) -> Evaluate:
         inner = self.compile(node.node, lenient=lenient)
-        parts = [self.top(part) if part else _constant(None) for part in (arg.start, arg.stop, arg.step)]
+        with self._tested():
+            parts = [self.top(part) if part else _constant(None) for part in (arg.start, arg.stop, arg.step)]
 
         def read(scope: Scope) -> Any:
             value = inner(scope)
@@ -376,7 +393,8 @@ class _Compiler:
     def _filter(self, node: nodes.Filter, lenient: bool) -> Evaluate:
         if node.node is None or node.name not in FILTERS:
             _fail_at(self.source, node.lineno, f"there is no filter {node.name!r}", length=None)
-        args, kwargs = self._arguments(node)
+        with self._tested(node.name in _CHOOSING):
+            args, kwargs = self._arguments(node)
         self._check_inner_names(node)
         if node.name == "default":
             inner = self.compile(node.node, lenient=True)
@@ -412,14 +430,16 @@ class _Compiler:
     def _test(self, node: nodes.Test) -> Evaluate:
         if node.name not in TESTS:
             _fail_at(self.source, node.lineno, f"there is no test {node.name!r}")
-        args, kwargs = self._arguments(node)
+        is_of_presence = node.name in ("defined", "undefined")
+        with self._tested():
+            args, kwargs = self._arguments(node)
+            inner = self.compile(node.node, lenient=is_of_presence)
         if kwargs:
             _fail_at(self.source, node.lineno, f"the test {node.name} takes no named arguments")
-        if node.name in ("defined", "undefined"):
-            inner = self.compile(node.node, lenient=True)
+        if is_of_presence:
             wanted = node.name == "defined"
             return lambda scope: (inner(scope) is not MISSING) is wanted
-        inner, test = self.top(node.node), TESTS[node.name]
+        test = TESTS[node.name]
         return lambda scope: bool(test(inner(scope), *(arg(scope) for arg in args)))
 
     def _call(self, node: nodes.Call) -> Evaluate:
@@ -436,7 +456,9 @@ class _Compiler:
         return lambda scope: scope[name]()
 
     def _conditional(self, node: nodes.CondExpr, lenient: bool) -> Evaluate:
-        test, then = self.top(node.test), self.compile(node.expr1, lenient=lenient)
+        with self._tested():
+            test = self.top(node.test)
+        then = self.compile(node.expr1, lenient=lenient)
         if node.expr2 is not None:
             otherwise = self.compile(node.expr2, lenient=lenient)
         elif lenient:
@@ -446,8 +468,9 @@ class _Compiler:
         return lambda scope: then(scope) if test(scope) else otherwise(scope)
 
     def _compare(self, node: nodes.Compare) -> Evaluate:
-        first = self.top(node.expr)
-        rest = [(_COMPARE[operand.op], self.top(operand.expr)) for operand in node.ops]
+        with self._tested():
+            first = self.top(node.expr)
+            rest = [(_COMPARE[operand.op], self.top(operand.expr)) for operand in node.ops]
 
         def compare(scope: Scope) -> bool:
             left = first(scope)
@@ -461,7 +484,9 @@ class _Compiler:
         return compare
 
     def _logic(self, node: nodes.And | nodes.Or) -> Evaluate:
-        left, right = self.top(node.left), self.top(node.right)
+        with self._tested(isinstance(node, nodes.And)):  # what `and` gives of its left is false, or empty
+            left = self.top(node.left)
+        right = self.top(node.right)
         if isinstance(node, nodes.And):
             return lambda scope: left(scope) and right(scope)
         return lambda scope: left(scope) or right(scope)
@@ -489,6 +514,13 @@ class _Compiler:
             {str(pair.key): self.top(pair.value) for pair in node.kwargs or ()},
         )
 
+    @contextmanager
+    def _tested(self, holds: bool = True) -> Iterator[None]:
+        """What is read meanwhile is tested, and no part of the result."""
+        before, self._testing = self._testing, self._testing or holds
+        yield
+        self._testing = before
+
     def _allow(self, name: str, offset: int) -> None:
         if name.startswith("_"):
             _fail_at(self.source, offset, "names that begin with _ are not allowed")
@@ -501,7 +533,7 @@ class _Compiler:
             return
         last = self.reads[-1]
         if last.path == chain[:-1]:
-            self.reads[-1] = Read((*last.path, key), (*last.offsets, node.lineno + 1), last.guarded)
+            self.reads[-1] = replace(last, path=(*last.path, key), offsets=(*last.offsets, node.lineno + 1))
 
     def _label(self, node: nodes.Node) -> str:
         chain = _chain(node)

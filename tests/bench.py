@@ -16,6 +16,7 @@ from runner.engine.worker import Worker
 from runner.lang.compile import compile_project
 from runner.lang.load import Sources
 from runner.lang.projections import compile_projection
+from runner.masking import Mask
 from runner.message import Outgoing, Properties, encode_json
 from runner.registry import bind
 from runner.sqlite_file import SqliteFile
@@ -48,6 +49,7 @@ class Bench:
     """A worker on one in-memory file, with what `store` and `transport` make of the parts."""
 
     def __init__(self, source: str, handlers: Iterable[Callable[..., Any]]) -> None:
+        self.mask = Mask()
         self.file = SqliteFile(":memory:")
         self.store = SqliteStore(self.file)
         self.transport = EmbeddedTransport(self.file)
@@ -89,6 +91,7 @@ class Bench:
                 doorbell=self.store,
                 runs=runs,
                 environment=environment,
+                mask=self.mask,
                 clock=SystemClock(),
                 watch=lambda run, change: None,
                 on_suspects=lambda: None,
@@ -119,7 +122,7 @@ class Bench:
             handlers=self.registry.handlers,
             clock=SystemClock(),
             random=lambda: 0.0,
-            mask=lambda text: text,
+            mask=self.mask,
             projections=ReadModels(
                 self.plan.projections, log=self.store, store=self.store.projections, load=compile_projection
             ),

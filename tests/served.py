@@ -15,6 +15,7 @@ from runner.engine.read_models import ReadModels
 from runner.lang.compile import compile_project
 from runner.lang.load import Sources
 from runner.lang.projections import compile_projection
+from runner.masking import Mask
 from runner.message import Delivery, Outgoing, decode_json, encode_json, reply_message
 from runner.plan import Plan
 from runner.ports import Transport
@@ -158,6 +159,7 @@ async def served(
             clock=clock,
             env=env_of,
             keys=keys,
+            mask=Mask((secrets or {}).values()),
             trusted=[ip_network(text) for text in trusted],
         )
         readiness = Readiness(store=store, transport=transport, queue=plan.net, is_consuming=lambda: True)  # type: ignore[arg-type]

@@ -19,14 +19,12 @@ from runner.errors import SettingsError, StoreError, TransportError
 from runner.lang.load import Sources
 from runner.lang.report import printable
 from runner.message import new_id
-from runner.plan import BrokerFacts, Plan, Use
+from runner.plan import BrokerFacts, Plan
 from runner.ports import AnyStore, AnyTransport
 from runner.records import RunState
 from runner.settings import Settings, load_settings, mask_url
 from runner.times import format_duration
 
-CONSUMER_TIMEOUT_S = 1800.0
-"""RabbitMQ's default: it closes the channel of who keeps a message longer than that."""
 MOST_SKEW_S = 2.0
 MANY = 1000
 LEAST_FREE_BYTES = 200 * 1024 * 1024
@@ -171,7 +169,7 @@ async def _broker(settings: Settings, plan: Plan | None) -> AsyncIterator[Findin
     try:
         async with open_transport(settings, store_file(settings)) as transport:
             facts = await transport.facts(f"{settings.project}.doctor.{new_id()}")
-            for finding in _broker_facts(settings, facts, plan):
+            for finding in _broker_facts(settings, facts):
                 yield finding
             if plan is not None:
                 for finding in await _topology(transport, plan):
@@ -180,7 +178,7 @@ async def _broker(settings: Settings, plan: Plan | None) -> AsyncIterator[Findin
         yield Finding("error", "broker", error.message, error.hint or "", error.exit_code)
 
 
-def _broker_facts(settings: Settings, facts: BrokerFacts, plan: Plan | None) -> Iterator[Finding]:
+def _broker_facts(settings: Settings, facts: BrokerFacts) -> Iterator[Finding]:
     shown = f"{facts.product} {facts.version}, round trip {format_duration(facts.round_trip_s)}"
     yield Finding("ok", "broker", f"{shown}, {', '.join(map(mask_url, settings.brokers))}")
     if facts.product == "embedded":
@@ -200,17 +198,6 @@ def _broker_facts(settings: Settings, facts: BrokerFacts, plan: Plan | None) -> 
     if facts.product == "RabbitMQ" and _version(facts.version) >= (4, 0):
         text = "a quorum queue drops a message after 20 returns; flowrun's queues let it fall into the dead letters"
         yield Finding("ok", "delivery limit", text)
-    yield from _slow_steps(plan)
-
-
-def _slow_steps(plan: Plan | None) -> Iterator[Finding]:
-    """A message is acknowledged after its run's first effect: that must not take longer than the broker waits."""
-    for program in plan.programs.values() if plan is not None else ():
-        for step in program.steps[:1]:
-            if isinstance(step, Use) and step.timeout_s >= CONSUMER_TIMEOUT_S:
-                text = f"{program.name}: {step.id} may take {format_duration(step.timeout_s)}"
-                hint = "RabbitMQ's consumer_timeout is 30m unless it was set: a message that is held longer comes again"
-                yield Finding("warning", "consumer timeout", text, hint)
 
 
 async def _topology(transport: AnyTransport, plan: Plan) -> list[Finding]:

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +23,10 @@ from runner.cli.compiled import compiled
 from runner.engine.outbox import Outbox
 from runner.engine.run import Run
 from runner.engine.worker import Worker
-from runner.environment import check_environment, masker
+from runner.environment import check_environment, masked_by
 from runner.errors import SettingsError, StoreError, TransportError
 from runner.lang.report import printable
+from runner.masking import SHORTEST, Mask, is_maskable
 from runner.plan import Endpoint, Program, Projection
 from runner.records import Change
 from runner.settings import Settings, load_settings, mask_url
@@ -99,7 +100,7 @@ def command(
         wait_s=_duration_s(wait, "--wait"),
         level=logging.WARNING if quiet else logging.INFO,
     )
-    _set_up_logging(given.level, lambda text: text)
+    _set_up_logging(given.level, Mask())
     listener = _listener(given)
     supervisor = Supervisor(
         lambda post: guarded(lambda: _serve(given, post, listener)),
@@ -155,9 +156,13 @@ def _serve(given: _Options, post: Post, listener: socket.socket | None) -> int:
     programs = _programs(project, given.flows)
     endpoints = tuple(e for e in project.plan.ingress if not given.flows or e.flow in given.flows)
     http = _Http(endpoints, tuple(project.plan.projections.values()), listener)
-    check_environment([*programs, *http.guarded_by])
-    mask = masker([*programs, *http.guarded_by])
+    what_runs: list[Program | Endpoint | Projection] = [*programs, *http.guarded_by]
+    check_environment(what_runs)
+    mask = Mask()
+    secrets = masked_by(mask)(tuple({name for each in what_runs for name in each.secrets}))
     _set_up_logging(given.level, mask, f"[worker {post.number}] " if post.of > 1 and post.number else "")
+    if post.is_first:
+        _say_what_shows(secrets)
     role = Role(programs=programs, watch=_watch, mask=mask, on_suspects=lambda: post.tell("suspects"))
     if post.kind == "suspects":
         if listener is not None:
@@ -233,7 +238,7 @@ async def _run_worker(
     if post.is_first:
         _say_what_starts(app.settings)
     tasks = await worker.start()
-    server = await _begin_http(http, app, project, worker)
+    server = await _begin_http(http, app, project, role, worker)
     post.tell("ready")
     if post.is_first:
         _say_ready(project, role.programs, post.of)
@@ -257,12 +262,12 @@ async def _run_worker(
     return 0 if drained else DRAIN_TIMED_OUT
 
 
-async def _begin_http(http: _Http, app: App, project: Project, worker: Worker) -> HttpServer | None:
+async def _begin_http(http: _Http, app: App, project: Project, role: Role, worker: Worker) -> HttpServer | None:
     if http.listener is None:
         return None
     from runner.web.server import serve
 
-    return await serve(app, project.plan, http.endpoints, worker, http.listener)
+    return await serve(app, project.plan, http.endpoints, worker, http.listener, role.mask)
 
 
 async def _run_suspects(
@@ -302,6 +307,11 @@ async def _until(stop: asyncio.Event, worker: Worker, until_idle: bool) -> None:
 
 
 # --- what is said
+
+
+def _say_what_shows(secrets: Mapping[str, str]) -> None:
+    for name in sorted(name for name, value in secrets.items() if value and not is_maskable(value)):
+        _log.warning("secret %s is not masked: it is shorter than %d characters, or true or false", name, SHORTEST)
 
 
 def _say_what_starts(settings: Settings) -> None:
@@ -364,13 +374,13 @@ class _Formatter(logging.Formatter):
     default_msec_format = "%s.%03d"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        text = super().formatMessage(record)
+        text = self._mask.text(super().formatMessage(record))
         return text if record.name == "flowrun" else printable(text)  # colours are ours alone
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        return "\n".join(printable(line) for line in super().formatException(ei).split("\n"))
+        return "\n".join(printable(line) for line in self._mask.text(super().formatException(ei)).split("\n"))
 
-    def __init__(self, mask: Callable[[str], str], prefix: str) -> None:
+    def __init__(self, mask: Mask, prefix: str) -> None:
         super().__init__()
         self._mask = mask
         self._prefix = prefix
@@ -379,10 +389,10 @@ class _Formatter(logging.Formatter):
         text = super().format(record)
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         name = "" if record.name in _PLAIN else f"[{record.name}] "
-        return self._mask(f"{self.formatTime(record)} {self._prefix}{level}{name}{text}")
+        return f"{self.formatTime(record)} {self._prefix}{level}{name}{text}"
 
 
-def _set_up_logging(level: int, mask: Callable[[str], str], prefix: str = "") -> None:
+def _set_up_logging(level: int, mask: Mask, prefix: str = "") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(mask, prefix))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from itertools import islice
 
 from runner.cli import output
+from runner.delays import attempts
 from runner.diagnostics import did_you_mean
-from runner.engine.timetable import attempts, undoing_s, unknown, worst_of, worst_s
+from runner.engine.timetable import undoing_s, unknown, worst_of, worst_s
 from runner.errors import NotFoundError
 from runner.plan import Jitter, Plan, Program, RetryPolicy, Send, Step, Use, walk
 from runner.times import format_duration

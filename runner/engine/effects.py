@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from runner.delays import Random
 from runner.engine.line import Frame
 from runner.engine.results import cancelled, commit, own
-from runner.engine.retry import Random, delay_before_next
+from runner.engine.retry import delay_before_next
 from runner.engine.run import Run
 from runner.errors import OwnershipError
 from runner.handler import Context, ReadableProjections
+from runner.masking import Mask
 from runner.outcome import Done, Failed, Parked
 from runner.plan import Emit, Send, Step, Use
 from runner.ports import Clock, Handler
@@ -22,6 +24,10 @@ from runner.steps import command as command_step
 from runner.steps import emit as emit_step
 from runner.steps import use as use_step
 from runner.times import parse_time, rfc3339
+
+LONGEST_UNKEPT_S = 600.0
+"""A step that may take longer begins only once the run is kept, and its message acknowledged: RabbitMQ closes the
+channel on which a message is out for half an hour (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout)."""
 
 
 def at_most(moment: datetime, run: Run, frame: Frame) -> datetime:
@@ -33,7 +39,7 @@ def at_most(moment: datetime, run: Run, frame: Frame) -> datetime:
 class Effects:
     """Tries steps that reach outside. A failure that is to be repeated parks the run until then.
 
-    `mask` takes secrets out of the texts of errors and results.
+    `mask` takes secrets out of errors and results: what a handler says of one, nobody reads.
     """
 
     def __init__(
@@ -42,7 +48,7 @@ class Effects:
         handlers: Mapping[str, Handler],
         clock: Clock,
         random: Random,
-        mask: Callable[[str], str],
+        mask: Mask,
         projections: ReadableProjections,
     ) -> None:
         self._handlers = handlers
@@ -50,6 +56,7 @@ class Effects:
         self._random = random
         self._mask = mask
         self._projections = projections
+        self._warned: set[tuple[str, str]] = set()
 
     async def use(self, run: Run, step: Use, frame: Frame) -> Done | Failed | Parked:
         """Try once; a failure that is to be repeated parks the run until then."""
@@ -66,7 +73,7 @@ class Effects:
         if run.has_crashed:
             again = frame.line.was_cut_short()
             run.note(AttemptBegun(step_id=key, attempt=attempt, started_at=rfc3339(started), again=again))
-        if run.must_commit:
+        if run.must_commit or (not run.owned and step.timeout_s > LONGEST_UNKEPT_S):
             await commit(run)
             started = self._clock.now()
             if (over := self.over(run, step, frame)) is not None:  # while we committed
@@ -84,7 +91,7 @@ class Effects:
         )
         outcome = await self._attempt(run, step, frame, context, inputs, limit)
         if isinstance(outcome, Done):
-            return Done(self._masked_value(outcome.output)) if run.program.secrets else outcome
+            return self._without_secrets(run, step, outcome)
         if (over := self.over(run, step, frame)) is not None:
             return replace(over, unknown=outcome.unknown)
         return self._retry(run, step, frame, outcome, attempt, started)
@@ -127,7 +134,7 @@ class Effects:
         else:
             outcome = command_step.unanswered(declared, key, (deadline - started).total_seconds())
         if isinstance(outcome, Done):
-            return outcome
+            return self._without_secrets(run, step, outcome)
         if (over := self.over(run, step, frame)) is not None:
             return replace(over, unknown=outcome.unknown)
         return self._retry(run, step, frame, outcome, attempt, started)
@@ -244,20 +251,21 @@ class Effects:
         """The failure without the secrets that its texts may hold."""
         error = failure.error
         clean = Error(
-            type=error.type,
-            message=self._mask(error.message),
+            type=self._mask.text(error.type),
+            message=self._mask.text(error.message),
             retryable=error.retryable,
-            details=self._masked_value(error.details),
+            details=self._mask.value(error.details),
             step=error.step,
         )
         return replace(failure, error=clean)
 
-    def _masked_value(self, value: Any) -> Any:
-        match value:
-            case str():
-                return self._mask(value)
-            case list():
-                return [self._masked_value(item) for item in value]
-            case dict():
-                return {self._mask(key): self._masked_value(item) for key, item in value.items()}
-        return value
+    def _without_secrets(self, run: Run, step: Use | Send, done: Done) -> Done:
+        """The result as it is kept, and as later steps read it. That it held a secret is said once a step."""
+        clean = self._mask.value(done.output)
+        if clean is done.output or clean == done.output:  # the former where there are no secrets: no look at it
+            return done
+        place = (run.program.name, step.id)
+        if place not in self._warned:
+            self._warned.add(place)
+            run.logger.warning("the result of %s holds a secret: it is kept, and read by later steps, masked", step.id)
+        return replace(done, output=clean)

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from runner.delays import Random
 from runner.engine.blocks import Blocks
 from runner.engine.compensation import is_completed, undo_plan
 from runner.engine.effects import Effects
@@ -20,13 +21,14 @@ from runner.engine.history import rounds_of
 from runner.engine.line import Frame
 from runner.engine.replies import reply_to
 from runner.engine.results import commit, expression_failed, own
-from runner.engine.retry import Random, matches
+from runner.engine.retry import matches
 from runner.engine.run import Run
 from runner.engine.together import Hands
 from runner.engine.waits import Waits
 from runner.errors import ExpressionError
 from runner.expressions import holds
 from runner.handler import ReadableProjections
+from runner.masking import Mask
 from runner.outcome import Done, Failed, Outcome, Parked, Stopped
 from runner.plan import Emit, Fail, Foreach, Parallel, Send, Set, Step, Stop, Switch, Use, Wait, WaitFor
 from runner.ports import Clock, Handler
@@ -46,7 +48,7 @@ from runner.times import rfc3339
 
 
 class Executor:
-    """Executes runs. `mask` takes secrets out of the texts of errors; `draining` says that the process is to
+    """Executes runs. `mask` takes secrets out of errors and results; `draining` says that the process is to
     stop, so that owned runs are put down at the next step."""
 
     def __init__(
@@ -55,7 +57,7 @@ class Executor:
         handlers: Mapping[str, Handler],
         clock: Clock,
         random: Random,
-        mask: Callable[[str], str],
+        mask: Mask,
         projections: ReadableProjections,
         draining: Callable[[], bool],
     ) -> None:
@@ -93,7 +95,7 @@ class Executor:
         if misfit is None:
             await self._end(run, RunState.COMPLETED)
         else:
-            self._fail(run, self._effects.masked(misfit))
+            self._fail(run, misfit)
             await self._undo_all(run)
 
     def _take_reply(self, run: Run) -> Failed | None:
@@ -112,6 +114,7 @@ class Executor:
         return None
 
     def _fail(self, run: Run, failure: Failed) -> None:
+        failure = self._effects.masked(failure)
         cancelled = run.cancel if failure.error.type == "cancelled" and failure.over is not None else None
         if cancelled is not None:
             run.note(cancelled)

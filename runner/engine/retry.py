@@ -1,44 +1,10 @@
-"""When a failed attempt is repeated. Pure: no clock, no sleeping, chance is an argument."""
+"""Whether a failed attempt is repeated, and after which delay. Pure: no clock, no sleeping, chance is an argument."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from runner.delays import LONGEST_S, Random, next_delay_s
 from runner.outcome import Failed
-from runner.plan import Jitter, RetryPolicy
-
-Random = Callable[[], float]
-"""Uniform in [0, 1)."""
-
-LONGEST_S = 10 * 365 * 86400.0
-"""No delay is longer, so that none leaves the calendar."""
-
-
-def next_delay_s(policy: RetryPolicy, attempt: int, random: Random) -> float:
-    """Seconds from a failed attempt (counted from 1) to the next.
-
-    d, d·n or d·multiplier^(n-1), at most `max_delay_s`. `full` jitter draws from 0 to it (AWS Architecture
-    Blog, "Exponential Backoff and Jitter"), a Jitter adds a draw from its range.
-    """
-    match policy.backoff:
-        case "constant":
-            delay = policy.delay_s
-        case "linear":
-            delay = policy.delay_s * attempt
-        case "exponential":
-            delay = _grown(policy, attempt)
-    delay = min(delay, policy.max_delay_s)
-    if isinstance(policy.jitter, Jitter):
-        return delay + policy.jitter.low_s + random() * (policy.jitter.high_s - policy.jitter.low_s)
-    return delay * random() if policy.jitter == "full" else delay
-
-
-def _grown(policy: RetryPolicy, attempt: int) -> float:
-    """d·multiplier^(n-1), also where unlimited attempts would overflow a float."""
-    try:
-        return policy.delay_s * float(policy.multiplier) ** (attempt - 1)
-    except OverflowError:
-        return policy.max_delay_s if policy.delay_s else 0.0
+from runner.plan import RetryPolicy
 
 
 def matches(error_type: str, patterns: tuple[str, ...]) -> bool:

@@ -1,49 +1,12 @@
-"""When attempts happen, told before any does, and how long steps take at the worst. Pure."""
+"""How long steps take at the worst. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
-from runner.engine.retry import LONGEST_S, next_delay_s
-from runner.plan import Foreach, Parallel, RetryPolicy, Send, Step, Switch, Use, Wait, WaitFor, walk
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One attempt, in seconds from the beginning of the first: the delay before it and its beginning, each at least and
-    at most, and its latest end."""
-
-    number: int
-    delay_s: tuple[float, float]
-    begins_s: tuple[float, float]
-    ends_s: float
-
-
-def attempts(policy: RetryPolicy, timeout_s: float) -> Iterator[Attempt]:
-    """The attempts of a step whose every attempt fails in a way that is retried; without end if they are unlimited.
-
-    The earliest: each fails at once, and the draws of jitter are the lowest. The latest: each fails by its timeout, and
-    the draws are the highest. A plugin's `retry_after_s` can only prolong a delay.
-    """
-    last = Attempt(number=1, delay_s=(0.0, 0.0), begins_s=(0.0, 0.0), ends_s=timeout_s)
-    limit_s = math.inf if policy.max_duration_s is None else policy.max_duration_s
-    while True:
-        yield last
-        if policy.max_attempts is not None and last.number >= policy.max_attempts:
-            return
-        low, high = _delay_s(policy, last.number, 0.0), _delay_s(policy, last.number, 1.0)
-        earliest, latest = last.begins_s[0] + low, min(last.ends_s + high, limit_s)
-        if earliest > limit_s:
-            return
-        last = Attempt(
-            number=last.number + 1, delay_s=(low, high), begins_s=(earliest, latest), ends_s=latest + timeout_s
-        )
-
-
-def _delay_s(policy: RetryPolicy, attempt: int, draw: float) -> float:
-    return min(LONGEST_S, next_delay_s(policy, attempt, lambda: draw))
+from runner.delays import attempts
+from runner.plan import Foreach, Parallel, Send, Step, Switch, Use, Wait, WaitFor, walk
 
 
 def worst_s(step: Use | Send) -> float:

@@ -24,6 +24,7 @@ from runner.engine.run import Run
 from runner.engine.runs import Environment, Runs, Watch
 from runner.engine.scheduler import Scheduler
 from runner.errors import EnvelopeError, StoreError, TransportError
+from runner.masking import Mask
 from runner.message import Delivery, identity
 from runner.plan import Plan, Program
 from runner.ports import Clock, Doorbell, EventLog, Mailbox, ScheduleStore, Store, StoreReader, Transport
@@ -93,6 +94,7 @@ class Worker:
         projector: Projector,
         runs: Callable[[Callable[[], bool], Watch], Runs],
         environment: Environment,
+        mask: Mask,
         clock: Clock,
         watch: Watch,
         on_suspects: Callable[[], None],
@@ -107,6 +109,7 @@ class Worker:
         self._mailbox = mailbox
         self._event_log = event_log
         self._environment = environment
+        self._mask = mask
         self._clock = clock
         self._watch = watch
         self._on_suspects = on_suspects
@@ -313,6 +316,7 @@ class Worker:
         if caller is None:
             await self._bury(program.name, delivery, fault)
             return
+        fault = self._masked(fault)
         _log.warning("%s: a command is refused, %s: %s", program.name, fault.reason, fault)
         await self._reply(caller, ReplySent(at=rfc3339(self._clock.now()), error=intake.refusal(fault)))
         await self._settle(delivery)
@@ -334,9 +338,13 @@ class Worker:
         await self._settle(delivery)
 
     async def _keep_letter(self, handler: str, delivery: Delivery, fault: EnvelopeError) -> None:
-        letter = intake.dead_letter(handler, delivery, fault, self._clock.now())
+        letter = intake.dead_letter(handler, delivery, self._masked(fault), self._clock.now())
         await self._store.bury(letter)
         self._say_dead(letter)
+
+    def _masked(self, fault: EnvelopeError) -> EnvelopeError:
+        """Why a message cannot begin a run, without secrets; what it holds itself is kept as it came."""
+        return EnvelopeError(fault.reason, self._mask.text(str(fault)))
 
     def _say_dead(self, letter: DeadLetter) -> None:
         self.counts.dead_letters += 1

@@ -25,7 +25,7 @@ from runner.lang.declare import (
 from runner.lang.ignores import without_ignored
 from runner.lang.load import Sources, load
 from runner.lang.payloads import Payloads
-from runner.lang.policies import duration_s, retry_policy, send_policy, undo_policy
+from runner.lang.policies import DEFAULT_REPLY_S, duration_s, retry_policy, send_policy, undo_policy
 from runner.lang.project import Declarations, gather
 from runner.lang.projections import compile_projection, definition_of
 from runner.lang.rules import RULES, WHOLE
@@ -69,7 +69,6 @@ from runner.plan import (
 from runner.source import Document, MappingNode, Node, ScalarNode, Span, plain
 
 DEFAULT_TIMEOUT_S = 300.0
-DEFAULT_REPLY_S = 30.0
 DEFAULT_CONCURRENCY = 100
 DEFAULT_TTL_S = 7 * 86400.0
 

@@ -9,6 +9,9 @@ from runner.plan import Jitter, RetryPolicy
 from runner.source import MappingNode, Node, plain
 from runner.times import parse_duration_s
 
+DEFAULT_REPLY_S = 30.0
+"""How long a caller waits for a reply unless its command says otherwise."""
+
 UNDO = RetryPolicy(max_attempts=10)
 """How a compensation is retried unless it says otherwise: it should succeed in the end."""
 

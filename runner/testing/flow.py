@@ -22,6 +22,7 @@ from runner.errors import EnvelopeError
 from runner.lang.compile import compile_project
 from runner.lang.load import Sources
 from runner.lang.projections import compile_projection
+from runner.masking import Mask
 from runner.message import Delivery, Outgoing, Properties, decode_json, encode_json, new_id
 from runner.plan import Plan, Program
 from runner.ports import Store
@@ -152,7 +153,7 @@ class FlowKit:
             handlers=registry.handlers,
             clock=self.clock,
             random=random,
-            mask=self._mask,
+            mask=Mask(self._secrets.values()),
             projections=self.read_models,
             draining=lambda: self.draining,
         )
@@ -363,11 +364,6 @@ class FlowKit:
             self._sent.append(_sent(message))
         elif message.exchange == "" and message.routing_key == self.plan.replies:
             self._mail.append(message)
-
-    def _mask(self, text: str) -> str:
-        for value in self._secrets.values():
-            text = text.replace(value, "***")
-        return text
 
 
 def _delivery(

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from runner.errors import ExpressionError, StoreError
 from runner.expressions import Evaluate
+from runner.masking import Mask
 from runner.message import new_id
 from runner.plan import Check, Endpoint, Event, Plan, RateLimit
 from runner.ports import Clock, RateLimits
@@ -33,7 +34,8 @@ _log = logging.getLogger("flowrun.http")
 
 
 class Ingress:
-    """Serves the endpoints of a plan. `trusted` are the proxies that are believed who a client is."""
+    """Serves the endpoints of a plan. `trusted` are the proxies that are believed who a client is; `mask` takes secrets
+    out of what is answered."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Ingress:
         clock: Clock,
         env: Read,
         keys: Keys,
+        mask: Mask,
         trusted: Sequence[Network] = (),
     ) -> None:
         self._plan = plan
@@ -54,6 +57,7 @@ class Ingress:
         self._clock = clock
         self._env = env
         self._keys = keys
+        self._mask = mask
         self._trusted = trusted
 
     async def serve(self, endpoint: Endpoint, request: Request) -> Response:
@@ -61,7 +65,7 @@ class Ingress:
         try:
             return await self._serve(endpoint, request)
         except Refusal as refusal:
-            return refusal.response()
+            return refusal.masked(self._mask).response()
         except StoreError as error:
             _log.warning("a request is turned away: %s", error)
             return Refusal.unavailable("the store is away").response()
@@ -146,7 +150,7 @@ class Ingress:
         )
         if answer.error is not None:
             raise Refusal.of_command(answer.error)
-        return json_response(answer.result)
+        return json_response(self._mask.value(answer.result))
 
     def _emitter(self, source: str | None, received: Received) -> Emitter:
         project = self._plan.project

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from runner.masking import Mask
 from runner.message import encode_json
 from runner.records import Error
 
@@ -41,6 +42,18 @@ class Refusal(Exception):
         self.status = status
         self.error = Error(type=type, message=message, retryable=retryable, details=dict(details or {}))
         self.headers = headers
+
+    def masked(self, mask: Mask) -> Refusal:
+        """The same without the secrets that its texts may hold."""
+        error = self.error
+        return Refusal(
+            self.status,
+            mask.text(error.type),
+            mask.text(error.message),
+            retryable=error.retryable,
+            details=mask.value(error.details),
+            headers=self.headers,
+        )
 
     def response(self) -> Response:
         """As it goes to the client."""

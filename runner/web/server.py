@@ -14,7 +14,8 @@ from starlette.types import ASGIApp
 from runner.app import App, read_models
 from runner.clock import SystemClock
 from runner.engine.worker import Worker
-from runner.environment import read_env, read_secrets
+from runner.environment import masked_by, read_env
+from runner.masking import Mask
 from runner.plan import Endpoint, Plan
 from runner.web.app import make_app
 from runner.web.health import Readiness
@@ -76,12 +77,12 @@ class HttpServer:
 
 
 async def serve(
-    app: App, plan: Plan, endpoints: Sequence[Endpoint], worker: Worker, listener: socket.socket
+    app: App, plan: Plan, endpoints: Sequence[Endpoint], worker: Worker, listener: socket.socket, mask: Mask
 ) -> HttpServer:
     """Begin to serve these endpoints of the plan on that socket."""
     sender = Sender(app.transport)
     replies = Replies(app.transport, sender, plan.project)
-    keys = Keys(env=read_env, secrets=read_secrets)
+    keys = Keys(env=read_env, secrets=masked_by(mask))
     ingress = Ingress(
         plan=plan,
         sender=sender,
@@ -90,6 +91,7 @@ async def serve(
         clock=SystemClock(),
         env=read_env,
         keys=keys,
+        mask=mask,
         trusted=app.settings.trusted_proxies,
     )
     readiness = Readiness(

@@ -113,6 +113,46 @@ def test_an_error_names_what_is_missing_and_the_expression() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("secrets.TOKEN - 1", "it fails, and it reads a secret"),
+        ("secrets.TOKEN | plus('1d')", "it fails, and it reads a secret"),
+        ("{}[secrets.TOKEN].x", "the value is missing"),
+        ("secrets.OTHER ~ 'x'", "secrets.OTHER is missing"),
+    ],
+)
+def test_an_expression_that_reads_a_secret_fails_without_a_word_of_its_value(source: str, why: str) -> None:
+    with pytest.raises(ExpressionError) as caught:
+        parse_expression(source).evaluate({"secrets": {"TOKEN": "s3cret"}})
+    assert str(caught.value) == f"{why} (in {source})"
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("a ~ b | upper", {"a", "b"}),
+        ("a if b else c", {"a", "c"}),
+        ("a or b", {"a", "b"}),
+        ("a and b", {"b"}),
+        ("a == b", set()),
+        ("not a", set()),
+        ("(a if b > c else d) | default(e)", {"a", "d", "e"}),
+        ("a[b].c", {"a"}),
+        ("a[b:c]", {"a"}),
+        ("a is defined or a in b", set()),
+        ("a | select('in', b)", {"a"}),
+        ("a | replace(b, c)", {"a", "b", "c"}),
+        ("[a, {'x': b, c: 1}]", {"a", "b", "c"}),
+        ("(a == b) and c", {"c"}),
+    ],
+)
+def test_a_read_says_whether_its_value_may_be_part_of_the_result(source: str, shown: set[str]) -> None:
+    reads = parse_expression(source).reads
+    assert {read.path[0] for read in reads if not read.tested} == shown
+
+
+@pytest.mark.parametrize(
     ("source", "result"),
     [
         ("event.missing is defined", False),

@@ -17,7 +17,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "words": (
         ("source", "diagnostics", "expressions", "filters", "values",
          "plan", "message", "records", "errors", "outcome", "handler", "times",
-         "topics"),
+         "topics", "masking", "delays"),
         frozenset({"words"}),
     ),
     "ports": (("ports",), frozenset({"words"})),

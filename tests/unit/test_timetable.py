@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.cli.explain import command
+from runner.delays import attempts
 from runner.engine.retry import delay_before_next
-from runner.engine.timetable import attempts
 from runner.errors import NotFoundError
 from runner.outcome import Failed
 from runner.plan import Jitter, RetryPolicy

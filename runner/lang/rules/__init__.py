@@ -7,12 +7,14 @@ from runner.lang.rules import (
     flow_of_events,
     ingress,
     inputs,
+    keys,
     limits,
     names,
     projections,
     references,
     saga,
     schedules,
+    secrets,
     times,
     types,
 )
@@ -26,10 +28,11 @@ RULES = (
     limits.check,
     saga.check,
     schedules.check,
+    secrets.check,
     ingress.check,
     projections.check,
     times.check,
     types.check,
 )
-WHOLE = (flow_of_events.check, coverage.check)
+WHOLE = (flow_of_events.check, coverage.check, keys.check)
 """Of the project as a whole, once nothing is wrong with its parts: a misspelt name is one mistake, not three."""

@@ -1,4 +1,4 @@
-"""FR320 to FR325, FR602: expressions parse, and read only names that can exist where they stand."""
+"""FR320 to FR325: expressions parse, and read only names that can exist where they stand."""
 
 from __future__ import annotations
 
@@ -63,11 +63,9 @@ def _endpoint(endpoint: IngressDecl, flow: FlowDecl) -> Iterator[Diagnostic]:
     seeing = _Place(flow, frozenset({"request", "env", "secrets"}), parameters=endpoint.parameters)
     limit = endpoint.body.get("rate_limit")
     key = limit.get("key") if isinstance(limit, MappingNode) else None
-    action = "`emit`" if endpoint.command is None else "`command`"
-    for what, value in ((action, endpoint.inputs), ("the key of a rate limit", key)):
+    for value in (endpoint.inputs, key):
         for node in scalars(value):
             yield from _template(node, seeing)
-            yield from _leaks_from(node, what)
     for guard in ("auth", "verify"):
         for node in scalars(endpoint.body.get(guard)):
             yield from _template(node, _Place(flow, _GUARD))
@@ -98,7 +96,6 @@ def _handler(flow: FlowDecl, handler: HandlerDecl, *, is_command: bool) -> Itera
     yield from _steps(handler.steps, place)
     for node in scalars(handler.body.get("reply")):
         yield from _template(node, place)
-        yield from _leaks_from(node, "a reply")
     # In on_failure every step of the handler may be read: it may have run, or not.
     yield from _steps(handler.on_failure, replace(place, names=place.names | {"error"}))
 
@@ -149,20 +146,6 @@ def _inside(step: StepDecl, place: _Place) -> _Place:
 def _values(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
     for node in scalars(step.inputs):
         yield from _template(node, place)
-        if step.action != "use" or step.name == "log":
-            yield from _leaks_from(node, "a log line" if step.action == "use" else f"`{step.action}`")
-
-
-def _leaks_from(node: ScalarNode, what: str) -> Iterator[Diagnostic]:
-    """FR602: what a set, an event, a command, an error or a log line holds is stored or shown in the clear."""
-    try:
-        reads = parse_template(str(node.value)).reads
-    except ExpressionSyntaxError:
-        return
-    for read in reads:
-        if read.path[0] == "secrets":
-            help = "give it to the plugin that needs it, in its own `with`"
-            yield _at(read, 0, node, "FR602", f"a secret would be stored or shown by {what}", help)
 
 
 def _bare(node: ScalarNode | None, place: _Place) -> Iterator[Diagnostic]:

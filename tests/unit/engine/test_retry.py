@@ -9,7 +9,8 @@ from acting import Service, run, since
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.engine.retry import delay_before_next, matches, next_delay_s
+from runner.delays import next_delay_s
+from runner.engine.retry import delay_before_next, matches
 from runner.errors import RetryableError, TerminalError
 from runner.outcome import Failed
 from runner.plan import Jitter, RetryPolicy

@@ -102,6 +102,23 @@ async def test_a_timeout_is_retried_and_each_attempt_has_the_whole_time() -> Non
     assert (done.state, done.steps["a"].output, attempts) == (RunState.COMPLETED, 3, [1, 2, 3])
 
 
+@pytest.mark.parametrize(("length", "is_kept"), [("10m", False), ("11m", True)])
+async def test_a_first_step_that_may_outlast_the_brokers_patience_begins_once_the_run_is_kept(
+    length: str, is_kept: bool
+) -> None:
+    kept = []
+
+    @handler("look")
+    async def look(ctx: Context) -> None:
+        kept.append(await kit.store.known(ctx.run_id))
+
+    async with FlowKit(flow(f"steps: [{{use: look, timeout: {length}}}]"), [look]) as kit:
+        done = await kit.send("go", {})
+    assert done is not None
+    assert done.state is RunState.COMPLETED
+    assert kept == [is_kept]
+
+
 async def test_a_handlers_own_timeout_error_is_its_own_fault() -> None:
     service = Service({"a": [TimeoutError("of a socket")]})
     done = await run("steps: [{use: act, with: {what: a}, retry: {max_attempts: 1}}]", None, service)

@@ -115,6 +115,17 @@ async def test_a_message_that_meets_an_internal_error_while_the_store_is_away_is
     assert len(bench.calls) == len(set(bench.calls)) == 4
 
 
+async def test_why_a_message_is_a_dead_letter_is_told_without_secrets() -> None:
+    bench = Counting()
+    bench.mask.learn(["s3cret"])
+    async with bench.working() as worker:
+        worker._reader = Failing(bench.store, "known", ZeroDivisionError("a s3cret"))
+        await bench.send("a")
+        await until(lambda: worker.counts.dead_letters)
+        [letter] = await bench.store.dead_letters(limit=2)
+    assert letter.error.message == "ZeroDivisionError: a ***"
+
+
 LANES = """
 flow: f
 events: {slow: {external: true}, quick: {external: true}}

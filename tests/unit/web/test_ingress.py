@@ -445,6 +445,17 @@ async def test_a_command_that_fails_has_the_status_of_its_error(web: Served, kin
     assert ("retry-after" in response.headers) == (status in (429, 503))
 
 
+async def test_no_answer_holds_a_secret(web: Served) -> None:
+    said = {"type": "no.t0ken", "message": "t0ken", "retryable": False, "details": {"t0ken": ["früher"]}}
+    await web.serve_command("flow.refund", lambda request: (said, request["order"] == "1"))
+    for order in ("1", "2"):
+        response = await web.post("/refund", {"order": order})
+        assert response.status_code == (409 if order == "1" else 200)
+        assert b"***" in response.content
+        assert b"t0ken" not in response.content
+        assert "früher" not in response.text
+
+
 async def test_many_commands_at_once_get_each_its_own_reply(web: Served) -> None:
     await web.serve_command("flow.refund", lambda request: (request["order"], False))
     responses = await asyncio.gather(*(web.client.post(f"/orders/{n}/refund") for n in range(60)))
