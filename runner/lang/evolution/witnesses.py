@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from itertools import islice
 from typing import Any
 
@@ -18,6 +17,7 @@ Errors = Callable[[Any], list[tuple[Path, str]]]
 _MAX_DEPTH = 6
 _MAX_EXAMPLES = 24
 _MAX_TRIES = 1500
+_MAX_WITNESSES = 24
 _OTHER = "other"
 _NAMED_BY_OWNER = frozenset({"required", "additionalProperties"})
 """Keywords whose faults are the object's, of which the misfit names a field."""
@@ -39,17 +39,16 @@ class Witnesses:
 
     def of(self, misfit: Misfit) -> Any:
         """The plainest value found that shows the misfit, as a list of one; an empty list if none was found."""
-        best: tuple[int, int, Any] | None = None
+        found = islice(self._showing(misfit), _MAX_WITNESSES)
+        ranked = sorted(found, key=lambda one: (one[0], len(json.dumps(one[1]))))
+        return [value for _, value in ranked[:1]]
+
+    def _showing(self, misfit: Misfit) -> Iterator[tuple[int, Any]]:
+        """How many faults a value has that shows the misfit, and the value."""
         for value in islice(self._candidates(misfit), _MAX_TRIES):
-            if not self._is_written(value):
-                continue
             faults = self._faults(value)
-            if not any(_shows(misfit, path, keyword, value) for path, keyword in faults):
-                continue
-            rank = (len(faults), len(json.dumps(value)))
-            if best is None or rank < best[:2]:
-                best = (*rank, value)
-        return [] if best is None else [best[2]]
+            if any(_shows(misfit, path, keyword, value) for path, keyword in faults) and self._is_written(value):
+                yield len(faults), value
 
     def _candidates(self, misfit: Misfit) -> Iterator[Any]:
         yield from self._bases
@@ -58,7 +57,7 @@ class Witnesses:
             for path in _places(base, misfit.path):
                 yield from _without(base, path)
                 for value in (*inside, *self._pool):
-                    yield from _with(base, path, value)
+                    yield _with(base, path, value)
 
 
 def _shows(misfit: Misfit, path: Path, keyword: str, value: Any) -> bool:
@@ -107,24 +106,21 @@ def _steps(value: Any, step: str | int, last: bool) -> Iterator[tuple[str | int,
             yield step, value[step] if step < len(value) else None
 
 
-def _with(base: Any, path: Path, value: Any) -> Iterator[Any]:
+def _with(base: Any, path: Path, value: Any) -> Any:
+    """The base with a value in another place; what is not on the way there is shared."""
     if not path:
-        yield value
-        return
-    copy = deepcopy(base)
-    owner = _at(copy, path[:-1])
-    if isinstance(owner, list) and path[-1] == len(owner):
-        owner.append(value)
+        return value
+    copy, step = base.copy(), path[0]
+    if isinstance(copy, list) and step == len(copy):
+        copy.append(value)
     else:
-        owner[path[-1]] = value
-    yield copy
+        copy[step] = _with(copy.get(step) if isinstance(copy, dict) else copy[step], path[1:], value)
+    return copy
 
 
 def _without(base: Any, path: Path) -> Iterator[Any]:
     if path and isinstance(owner := _at(base, path[:-1]), dict) and path[-1] in owner:
-        copy = deepcopy(base)
-        del _at(copy, path[:-1])[path[-1]]
-        yield copy
+        yield _with(base, path[:-1], {name: value for name, value in owner.items() if name != path[-1]})
 
 
 def _inside(schema: Schema, given: list[Any], path: Path) -> Iterator[Any]:
