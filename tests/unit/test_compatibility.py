@@ -257,3 +257,27 @@ def test_an_older_draft_that_says_the_same_otherwise_is_not_decided() -> None:
     old = {**draft, **fields("a", a={"minimum": 1, "exclusiveMinimum": True})}
     assert found(old, {**draft, **fields("a", a={"minimum": 2})})[0].level == "unknown"
     assert found(old, json.loads(json.dumps(old))) == []
+
+
+def test_an_older_draft_that_says_the_same_is_decided() -> None:
+    draft = {"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"n": WHOLE}}
+    old = {**draft, **fields("a", a={"$ref": "#/definitions/n", "description": "a number"})}
+    assert told(old, {**old, "required": ["a", "b"]}) == ["breaking /b must be there"]
+
+
+@pytest.mark.parametrize(
+    "demand",
+    [
+        {"type": "string", "minLength": 10**12},
+        {"type": "string", "pattern": "^(a{60000})*b$"},
+        {"type": "array", "minItems": 10**12, "items": TEXT},
+        {"type": "integer", "minimum": 10**300},
+        {"type": "number", "maximum": 1e308},
+        {"type": "number", "multipleOf": 1e-300},
+        {"enum": [10**400, 1e308]},
+    ],
+)
+def test_demands_beyond_all_measure_are_looked_at_and_not_met(demand: Any) -> None:
+    assert found(fields(a=demand), fields(a=TEXT)) != [] or "string" in json.dumps(demand)
+    assert found(fields(a={}), fields(a=demand)) != []
+    assert found(fields(a=demand), fields(a={})) == []

@@ -148,7 +148,7 @@ def test_an_optional_field_under_an_open_schema_may_break_and_counts_when_strict
 def test_an_event_under_another_name_is_recognised(both: Both) -> None:
     both.change("paid", "settled")
     [change] = both.changes()
-    assert change["text"] == 'is gone, or called "settled" now: nobody here took it'
+    assert change["text"] == 'is gone, or called "settled" now: it is published no more'
     assert (change["level"], change["place"]["project"], change["place"]["line"]) == ("unknown", "old", 6)
 
 
@@ -157,7 +157,7 @@ def test_an_event_that_a_handler_took_breaks_what_waits(both: Both) -> None:
     both.change("schemas/ordered.json", "schemas/placed.json")
     [event] = [change for change in both.changes() if change["kind"] == "event"]
     assert event["text"] == (
-        'is gone, or called "ordered" now: what waits in the queue of a handler is a dead letter, unknown_event'
+        'is gone, or called "ordered" now: what waits in the queues of its handlers is a dead letter, unknown_event'
     )
     assert event["hits"] == ["shop.fulfil", "other programs that read it"]
 

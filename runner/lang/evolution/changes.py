@@ -11,7 +11,7 @@ from runner.lang.evolution.compatibility import Written
 from runner.lang.load import Sources
 from runner.lang.payloads import Payload, Payloads
 from runner.lang.project import Declarations, gather
-from runner.plan import Plan, Send, WaitFor
+from runner.plan import Emit, Plan, Send, WaitFor
 from runner.source import Document, Node, Span
 
 Level = Literal["breaking", "unknown", "compatible"]
@@ -83,6 +83,12 @@ class Side:
             or any(isinstance(step, WaitFor) and event in step.events for step in program.every.values())
             or any(cancel.event == event for cancel in program.cancel_on)
         )
+
+    def makes(self, event: str) -> bool:
+        """Whether something here publishes the event: a step, a schedule, an endpoint."""
+        plan = self.plan
+        emits = {step.event for p in plan.programs.values() for step in p.every.values() if isinstance(step, Emit)}
+        return event in emits | {each.event for each in plan.schedules} | {each.event for each in plan.ingress}
 
     def doer(self, command: str) -> tuple[str, ...]:
         """Who does a command."""

@@ -14,7 +14,7 @@ import jsonschema_rs
 
 from runner.lang.bundle import Bundle, has_newer
 from runner.lang.evolution.cases import canonical
-from runner.lang.evolution.subsumption import FILES, Misfit, Path, misfits, same
+from runner.lang.evolution.subsumption import FILES, PROSE, Misfit, Path, misfits, same
 from runner.lang.evolution.witnesses import Witnesses
 from runner.lang.references import file_of, references_in
 from runner.lang.schema_faults import DRAFTS
@@ -143,7 +143,8 @@ def _has_beside_reference(value: Any) -> bool:
         return any(map(_has_beside_reference, value))
     if not isinstance(value, dict):
         return False
-    return ("$ref" in value and len(value) > 1) or any(map(_has_beside_reference, value.values()))
+    refers = isinstance(value.get("$ref"), str)
+    return (refers and bool(value.keys() - PROSE - {"$ref"})) or any(map(_has_beside_reference, value.values()))
 
 
 def _faults(root: Any) -> Callable[[Any], list[tuple[Path, str]]]:

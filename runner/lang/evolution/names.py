@@ -12,7 +12,6 @@ from runner.lang.declare import CommandDecl, EventDecl, HandlerDecl, IngressDecl
 from runner.lang.evolution.changes import Change, Level, Side
 from runner.lang.evolution.compatibility import Written, are_same
 from runner.lang.payloads import accept_all
-from runner.plan import Emit
 from runner.source import Span, plain
 
 
@@ -29,32 +28,35 @@ def _event_names(old: Side, new: Side) -> Iterator[Change]:
     added = [name for name in new.declared.events if name not in old.declared.events]
     for name, event in old.declared.events.items():
         if name not in new.declared.events:
-            yield _event_gone(old, name, event, _renamed(name, added, old.event, new.event))
+            yield _event_gone(old, new, event, _renamed(name, added, old.event, new.event))
     for name in added:
         yield _added("event", name, new.declared.events[name].node.span)
     for name, event in new.declared.events.items():
         before = old.declared.events.get(name)
         if before is not None and (keys := _texts(before.keys) - _texts(event.keys)):
             known = f"what others publish under {', '.join(sorted(keys))} is known by its ce-type or type alone"
-            yield Change(kind="event", name=name, level="unknown", text=known, span=event.node.span,
-                         direction="backward", hits=new.takers(name))  # fmt: skip
+            yield Change(
+                kind="event", name=name, level="unknown", text=known, span=event.node.span, hits=new.takers(name)
+            )
 
 
-def _event_gone(old: Side, name: str, event: EventDecl, now: str | None) -> Change:
-    takers, planned = old.takers(name), old.plan
-    emits = {s.event for p in planned.programs.values() for s in p.every.values() if isinstance(s, Emit)}
-    is_made = name in emits | {s.event for s in planned.schedules} | {each.event for each in planned.ingress}
-    outside = ("other programs that read it",) if is_made or event.external else ()
+def _event_gone(old: Side, new: Side, event: EventDecl, now: str | None) -> Change:
+    """A handler that stands gets what waits in its queue, and knows it no more. Of what nobody here takes, and is not
+    made here either, nobody can miss anything: what others publish is logged as before."""
+    name = event.name
+    routed = [p.name for p in old.plan.programs.values() if any(name in route.events for route in p.routes)]
+    standing = tuple(handler for handler in routed if handler in new.plan.programs)
+    is_made = old.makes(name)
     head = "is gone" if now is None else f'is gone, or called "{now}" now'
-    what = "what waits in the queue of a handler is a dead letter, unknown_event" if takers else "nobody here took it"
+    what = "what waits in the queues of its handlers is a dead letter, unknown_event"
     return Change(
         kind="event",
         name=name,
-        level="breaking" if takers or event.external else "unknown" if is_made else "compatible",
-        text=f"{head}: {what}",
+        level="breaking" if standing or (is_made and event.external) else "unknown" if is_made else "compatible",
+        text=f"{head}: {what}" if standing else f"{head}: it is published no more" if is_made else head,
         span=event.node.span,
         in_old=True,
-        hits=(*takers, *outside),
+        hits=(*standing, *(("other programs that read it",) if is_made else ())),
     )
 
 

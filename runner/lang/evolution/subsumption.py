@@ -34,9 +34,10 @@ _UNDECIDED = frozenset(
 _WITH = {"contains": ("minContains", "maxContains"), "if": ("then", "else")}
 _BY_NEIGHBOURS = frozenset({"unevaluatedItems", "unevaluatedProperties", "$dynamicRef", "$recursiveRef"})
 """What they say hangs on what stands around them."""
-_PROSE = frozenset(
+PROSE = frozenset(
     {"$comment", "$schema", "default", "deprecated", "description", "examples", "readOnly", "title", "writeOnly"}
 )
+"""Keywords that say nothing of a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def _referred(schema: Any, whole: Schema) -> Any:
 
 def _said(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A schema without what says nothing of a value; definitions count where they are referred to."""
-    return {key: value for key, value in schema.items() if key not in _PROSE | {"$defs", "definitions", FILES}}
+    return {key: value for key, value in schema.items() if key not in PROSE | {"$defs", "definitions", FILES}}
 
 
 class _Proof:
@@ -163,7 +164,7 @@ class _Proof:
         if not isinstance(wanted, dict) or any(self._same(atom, wanted) for atom in case.atoms):
             return
         for keyword, value in wanted.items():
-            if keyword in _PROSE:
+            if keyword in PROSE:
                 continue
             yield from self._keyword(case, wanted, keyword, value, path, chance)
 

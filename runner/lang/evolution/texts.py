@@ -20,6 +20,7 @@ _PIECE = re.compile(
 )
 _REPEAT = re.compile(r"(?:(?P<sign>[*+?])|\{(?P<least>\d+)(?:,\d*)?\})\??")
 _CLASSES = {"d": "0", "w": "a", "s": " ", "D": "a", "W": "-", "S": "a", "n": "\n", "t": "\t", "b": "", "B": ""}
+_MOST = 200
 _TRIED = "aA0 -_.@/:"
 
 
@@ -38,7 +39,7 @@ def iter_pieces(pattern: str) -> Iterator[tuple[str, str, int]]:
         least = 1
         if repeat is not None:
             at = repeat.end()
-            least = int(repeat["least"]) if repeat["least"] else 1 if repeat["sign"] == "+" else 0
+            least = min(int(repeat["least"]), _MOST) if repeat["least"] else int(repeat["sign"] == "+")
         yield kind, piece.group(), least
 
 

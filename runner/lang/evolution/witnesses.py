@@ -19,6 +19,10 @@ _MAX_EXAMPLES = 24
 _MAX_TRIES = 1500
 _MAX_WITNESSES = 24
 _OTHER = "other"
+_LONGEST = 5000
+"""No longer texts are made; of lists, a tenth."""
+_EXACT = 2**53
+"""Beyond it a float is no longer exact, and may not be one at all."""
 _NAMED_BY_OWNER = frozenset({"required", "additionalProperties"})
 """Keywords whose faults are the object's, of which the misfit names a field."""
 _LEAVES = frozenset(
@@ -166,6 +170,8 @@ def _of_case(case: Case, depth: int) -> Iterator[Any]:
 
 def _texts(case: Case) -> Iterator[str]:
     patterns, least, most = case.limits("pattern"), case.at_least("minLength"), case.at_most("maxLength")
+    if least > _LONGEST:
+        return
     tried = [text for text in map(OF_FORMATS.get, case.limits("format")) if text is not None]
     tried += map(with_match, patterns)
     tried += [each for prose in case.limits("examples") if isinstance(prose, list) for each in prose]
@@ -186,6 +192,8 @@ def _numbers(case: Case) -> Iterator[float]:
     steps = [step for step in case.limits("multipleOf") if isinstance(step, int)]
     step = max(steps, default=1)
     low, high = case.least, case.most
+    if any(bound is not None and not abs(bound[0]) < _EXACT for bound in (low, high)):
+        return
     tried: list[float] = [1, 0]
     if low is not None:
         tried = [low[0], -(-low[0] // step) * step, low[0] + step, low[0] + 0.5, *tried]
@@ -218,6 +226,8 @@ def _objects(case: Case, depth: int) -> Iterator[Any]:
 
 def _lists(case: Case, depth: int) -> Iterator[Any]:
     least = case.at_least("minItems")
+    if least > _LONGEST // 10:
+        return
     items = [list(islice(examples(case.schema, case.item(n), depth + 1), 4)) for n in range(max(1, least, case.prefix))]
     if least == 0:
         yield []
@@ -236,11 +246,13 @@ def _mined(schema: Any) -> list[Any]:
                 found.append(value)
             case "enum" | "examples", list():
                 found += value
-            case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" | "multipleOf", int() | float():
+            case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" | "multipleOf", int() | float() if (
+                abs(value) < _EXACT
+            ):
                 found += [value, value - 1, value + 1, value + 0.5, value - 0.5]
-            case "minLength" | "maxLength", int() if value < 5000:
+            case "minLength" | "maxLength", int() if value < _LONGEST:
                 found += ["a" * value, "a" * max(0, value - 1), "a" * (value + 1)]
-            case "minItems" | "maxItems", int() if value < 500:
+            case "minItems" | "maxItems", int() if value < _LONGEST // 10:
                 found += [["a"] * n for n in (value, max(0, value - 1), value + 1)]
             case "pattern", str():
                 found.append(with_match(value))
