@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -123,13 +123,12 @@ def _project_renamed(old: Path, new: Path) -> Iterator[Change]:
     before, now = (_name(root) for root in (old, new))
     if now is not None and (before is None or before.value != now.value):
         what = "every queue and the store are others: what waits in the old ones is not read"
+        unless = "" if before is not None else "unless its folder is, "
         yield Change(
             kind="project",
-            name="the project" if before is None else str(before.value),
+            name=str((before or now).value),
             level="unknown" if before is None else "breaking",
-            text=f'is called "{now.value}" now: {what}'
-            if before is not None
-            else f'is called "{now.value}" now: if its folder is not, {what}',
+            text=f'is called "{now.value}" now: {unless}{what}',
             span=now.span,
         )
 
@@ -193,7 +192,7 @@ def _one(change: Change, old: Path) -> Iterator[str]:
     for example in change.example:
         yield f"      {_example(change, example)}"
     if change.hits and change.level != "compatible":
-        yield f"      hits {printable(_listed(change.hits))}{_why(change)}"
+        yield f"      hits {printable(', '.join(change.hits))}{_why(change)}"
 
 
 def _place(change: Change, old: Path) -> str:
@@ -217,10 +216,6 @@ def _why(change: Change) -> str:
     if change.direction == "forward":
         return ": until all are updated, they refuse it"
     return ": what was sent before, or by who is not updated, is refused"
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words)
 
 
 def _sum(levels: list[Level]) -> str:
@@ -249,7 +244,7 @@ def _json_one(change: Change) -> dict[str, object]:
         "direction": change.direction,
         "pointer": change.pointer,
         "text": change.text,
-        "example": change.example[0] if change.example else None,
+        "examples": list(change.example),
         "hits": list(change.hits),
         "place": {
             "project": "old" if change.in_old else "new",

@@ -281,3 +281,10 @@ def test_demands_beyond_all_measure_are_looked_at_and_not_met(demand: Any) -> No
     assert found(fields(a=demand), fields(a=TEXT)) != [] or "string" in json.dumps(demand)
     assert found(fields(a={}), fields(a=demand)) != []
     assert found(fields(a=demand), fields(a={})) == []
+
+
+@pytest.mark.parametrize("word", ["allOf", "anyOf", "oneOf"])
+def test_a_schema_that_is_a_part_of_itself_is_looked_at_once(word: str) -> None:
+    itself = {word: [{"$ref": "#"}, WHOLE]}
+    assert found(itself, TEXT) != []
+    assert found(TEXT, itself) != []

@@ -118,7 +118,7 @@ def test_a_wider_event_breaks_those_who_are_not_updated(both: Both) -> None:
     )
     [change] = both.changes()
     assert (change["kind"], change["name"], change["direction"]) == ("event", "paid", "forward")
-    assert (change["pointer"], change["example"], change["hits"]) == ("/id", {}, ["other programs"])
+    assert (change["pointer"], change["examples"], change["hits"]) == ("/id", [{}], ["other programs"])
     assert both.diff("--compatibility", "backward").exit_code == 0
 
 

@@ -20,6 +20,7 @@ KINDS = ("null", "boolean", "integer", "fraction", "string", "array", "object")
 """Disjoint, other than the types of JSON Schema: a number is an integer or a fraction."""
 NUMBERS = frozenset({"integer", "fraction"})
 MAX_CASES = 48
+MAX_NESTED = 5
 
 
 def kinds_of_type(name: str) -> frozenset[str]:
@@ -79,6 +80,7 @@ class Schema:
     def __init__(self, root: Any) -> None:
         self.root = root
         self._kept: list[Any] = []
+        self._nested = 0
 
     def at(self, reference: str) -> Any:
         """What a `$ref` names; None if that is not known."""
@@ -106,11 +108,13 @@ class Schema:
         if atoms is None:
             return []
         found = [atoms]
-        for options in choices:
+        self._nested += 1
+        for options in choices if self._nested < MAX_NESTED else ():  # an alternative may be the schema itself
             inner = [case.atoms for option in options for case in self.cases([option])]
             if len(inner) * len(found) > MAX_CASES:
                 continue  # one demand less: the cases are wider than need be
             found = [[*case, *more] for case in found for more in inner]
+        self._nested -= 1
         cases = (case for atoms in found for case in _by_value(Case(self, tuple(atoms))))
         return [case for case in cases if case.kinds]
 

@@ -135,6 +135,7 @@ class _Proof:
         self._same = _Sameness(writer, reader, same_formats).holds
         self._same_formats = same_formats
         self._pending: dict[tuple[frozenset[int], int], int] = {}
+        self._following: set[tuple[int, int]] = set()
         self._work = _MAX_WORK
 
     def prove(self, given: list[Any], wanted: Any, path: Path, chance: bool) -> Iterator[Misfit]:
@@ -173,11 +174,7 @@ class _Proof:
     ) -> Iterator[Misfit]:
         match keyword:
             case "$ref":
-                there = self._reader.at(str(value))
-                if there is None:
-                    yield Misfit(path, keyword, f"must fit {value}", chance)
-                else:
-                    yield from self._case(case, there, path, chance)
+                yield from self._reference(case, str(value), path, chance)
             case "allOf":
                 for each in value:
                     yield from self._case(case, each, path, chance)
@@ -192,6 +189,18 @@ class _Proof:
             case _:
                 if (asks := self._plain(case, wanted, keyword, value)) is not None:
                     yield Misfit(path, keyword, asks, chance)
+
+    def _reference(self, case: Case, reference: str, path: Path, chance: bool) -> Iterator[Misfit]:
+        there = self._reader.at(reference)
+        key = (id(case), id(there))
+        if there is None or key in self._following:  # a schema that is one of its own parts says nothing
+            yield Misfit(path, "$ref", f"must fit {reference}", chance)
+            return
+        self._following.add(key)
+        try:
+            yield from self._case(case, there, path, chance)
+        finally:
+            self._following.discard(key)
 
     # --- choices
 
