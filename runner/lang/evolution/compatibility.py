@@ -14,7 +14,8 @@ import jsonschema_rs
 
 from runner.lang.bundle import Bundle, has_newer
 from runner.lang.evolution.cases import canonical
-from runner.lang.evolution.subsumption import FILES, PROSE, Misfit, Path, misfits, same
+from runner.lang.evolution.sameness import FILES, PROSE, same
+from runner.lang.evolution.subsumption import Misfit, Path, misfits
 from runner.lang.evolution.witnesses import Witnesses
 from runner.lang.references import file_of, references_in
 from runner.lang.schema_faults import DRAFTS

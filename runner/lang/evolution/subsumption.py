@@ -1,30 +1,24 @@
 """Whether every value that fits one JSON Schema fits another: proved from their structure, keyword by keyword.
 
-What is proved holds. What is not is a `Misfit`, and perhaps none: whether there is a value to show it says
-`witnesses`.
+What is proved holds. What is not is a `Misfit`, and perhaps none after all: `witnesses` looks for a value to show it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runner.lang.evolution.cases import NUMBERS, Case, Schema, canonical, kind_of, kinds_of_type, matches
+from runner.lang.evolution.cases import Case, Schema, canonical, matches
+from runner.lang.evolution.keywords import CHECKS
+from runner.lang.evolution.sameness import PROSE, Sameness
 
 ANY = "*"
 """In a path: whichever item, or a field of whichever other name."""
 Path = tuple[str | int, ...]
-FILES = "$files"
-"""Where a document has the schemas of other files."""
 
 _MAX_DEPTH = 24
 _MAX_WORK = 20_000
-_CALLED = {
-    "null": "null", "boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "a text",
-    "array": "a list", "object": "an object",
-}  # fmt: skip
 _UNDECIDED = frozenset(
     {"$dynamicRef", "$recursiveRef", "contains", "contentEncoding", "contentMediaType", "contentSchema", "dependencies",
      "dependentRequired", "dependentSchemas", "if", "maxContains", "minContains", "propertyNames", "unevaluatedItems",
@@ -34,10 +28,6 @@ _UNDECIDED = frozenset(
 _WITH = {"contains": ("minContains", "maxContains"), "if": ("then", "else")}
 _BY_NEIGHBOURS = frozenset({"unevaluatedItems", "unevaluatedProperties", "$dynamicRef", "$recursiveRef"})
 """What they say hangs on what stands around them."""
-PROSE = frozenset(
-    {"$comment", "$schema", "default", "deprecated", "description", "examples", "readOnly", "title", "writeOnly"}
-)
-"""Keywords that say nothing of a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,73 +56,10 @@ def misfits(writer: Any, reader: Any, *, same_formats: bool = True) -> list[Misf
     return [misfit for misfit in found if not (misfit.is_chance and misfit.path in missing)]
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two documents say the same of a value; prose does not count."""
-    return _Sameness(Schema(one), Schema(other)).holds(one, other)
-
-
-class _Sameness:
-    def __init__(self, one: Schema, other: Schema, formats: bool = True) -> None:
-        self._one, self._other, self._formats = one, other, formats
-        self._assumed: dict[tuple[int, int], tuple[Any, Any]] = {}
-        """Pairs that are alike, if those before them are; their schemas are held, so that no id is another's later."""
-
-    def holds(self, one: Any, other: Any) -> bool:
-        """As schemas: references are followed, in circles as well."""
-        one, other = _referred(one, self._one), _referred(other, self._other)
-        if not isinstance(one, dict) or not isinstance(other, dict):
-            return type(one) is type(other) and bool(one == other)
-        pair = (id(one), id(other))
-        if pair in self._assumed:
-            return True
-        before = len(self._assumed)
-        self._assumed[pair] = (one, other)
-        mine, others = _said(one), _said(other)
-        alike = set(mine) == set(others) and all(self._keyword(key, mine[key], others[key]) for key in mine)
-        while not alike and len(self._assumed) > before:
-            self._assumed.popitem()
-        return alike
-
-    def _keyword(self, key: str, one: Any, other: Any) -> bool:
-        match key:
-            case "$ref":
-                there, where = self._one.at(str(one)), self._other.at(str(other))
-                return there is not None and where is not None and self.holds(there, where)
-            case "properties" | "patternProperties" | "dependentSchemas":
-                return set(one) == set(other) and all(self.holds(one[name], other[name]) for name in one)
-            case "allOf" | "anyOf" | "oneOf" | "prefixItems":
-                return len(one) == len(other) and all(map(self.holds, one, other))
-            case "additionalProperties" | "contains" | "else" | "if" | "items" | "not" | "propertyNames" | "then":
-                return self.holds(one, other)
-            case "required" | "enum" | "type":
-                lists = [each if isinstance(each, list) else [each] for each in (one, other)]
-                return {canonical(each) for each in lists[0]} == {canonical(each) for each in lists[1]}
-            case "format" | "$dynamicRef" | "$recursiveRef":
-                return key == "format" and self._formats and bool(one == other)
-        return canonical(one) == canonical(other)
-
-
-def _referred(schema: Any, whole: Schema) -> Any:
-    """What a schema refers to that says nothing else."""
-    for _ in range(_MAX_DEPTH):
-        if not isinstance(schema, dict) or set(_said(schema)) != {"$ref"}:
-            break
-        there = whole.at(str(schema["$ref"]))
-        if there is None:
-            break
-        schema = there
-    return schema
-
-
-def _said(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema without what says nothing of a value; definitions count where they are referred to."""
-    return {key: value for key, value in schema.items() if key not in PROSE | {"$defs", "definitions", FILES}}
-
-
 class _Proof:
     def __init__(self, writer: Schema, reader: Schema, same_formats: bool) -> None:
         self._writer, self._reader = writer, reader
-        self._same = _Sameness(writer, reader, same_formats).holds
+        self._same = Sameness(writer, reader, same_formats).holds
         self._same_formats = same_formats
         self._pending: dict[tuple[frozenset[int], int], int] = {}
         self._following: set[tuple[int, int]] = set()
@@ -300,7 +227,7 @@ class _Proof:
         """What a keyword asks that the case does not promise; None if it promises it."""
         if keyword in _UNDECIDED:
             return self._by_text(case, wanted, keyword)
-        check = _CHECKS.get(keyword)
+        check = CHECKS.get(keyword)
         if keyword == "format" and "string" in case.kinds:
             promised = self._same_formats and value in case.limits("format")
             return None if promised else f"must be a {value}, as a format"
@@ -334,104 +261,3 @@ def _by_kind(case: Case) -> Iterator[Case]:
     for name in sorted(case.kinds):
         only = {"type": "number", "not": {"type": "integer"}} if name == "fraction" else {"type": name}
         yield Case(case.schema, (only, *case.atoms))
-
-
-# --- keywords that look at one value by itself
-
-
-def _type(case: Case, value: Any) -> str | None:
-    names = [value] if isinstance(value, str) else value
-    allowed = frozenset().union(*map(kinds_of_type, names))
-    return None if case.kinds <= allowed else f"must be {_listed([_CALLED.get(name, name) for name in names])}"
-
-
-def _enum(case: Case, value: Any) -> str | None:
-    allowed = {canonical(each) for each in value}
-    given = case.listed
-    if case.kinds <= {"null", "boolean"}:
-        given = given or [each for each in (None, False, True) if kind_of(each) in case.kinds]
-    if given is not None and all(canonical(each) in allowed for each in given):
-        return None
-    shown = [json.dumps(each, ensure_ascii=False) for each in value[:6]] + (["…"] if len(value) > 6 else [])
-    return f"must be {_listed(shown)}"
-
-
-def _numeric(check: Callable[[Case, Any], bool], asks: str) -> Callable[[Case, Any], str | None]:
-    return lambda case, value: asks.format(value) if case.kinds & NUMBERS and not check(case, value) else None
-
-
-def _minimum(case: Case, value: Any) -> bool:
-    return case.least is not None and case.least[0] >= value
-
-
-def _maximum(case: Case, value: Any) -> bool:
-    return case.most is not None and case.most[0] <= value
-
-
-def _above(case: Case, value: Any) -> bool:
-    return case.least is not None and (case.least[0] > value or case.least == (value, True))
-
-
-def _below(case: Case, value: Any) -> bool:
-    return case.most is not None and (case.most[0] < value or case.most == (value, True))
-
-
-def _multiple(case: Case, value: Any) -> bool:
-    given = [case.value] if case.is_one else case.limits("multipleOf")
-    given += [1] if "fraction" not in case.kinds else []
-    whole = isinstance(value, int)
-    return any(each == value or (whole and isinstance(each, int) and each % value == 0) for each in given)
-
-
-def _sized(kind: str, check: Callable[[Case, Any], bool], asks: str) -> Callable[[Case, Any], str | None]:
-    return lambda case, value: asks.format(value) if kind in case.kinds and not check(case, value) else None
-
-
-def _long(keyword: str) -> Callable[[Case, Any], bool]:
-    return lambda case, value: case.at_least(keyword) >= value
-
-
-def _short(keyword: str) -> Callable[[Case, Any], bool]:
-    def check(case: Case, value: Any) -> bool:
-        most = case.at_most(keyword)
-        return most is not None and most <= value
-
-    return check
-
-
-def _matching(case: Case, value: Any) -> bool:
-    return bool(value in case.limits("pattern")) or (case.is_one and matches(value, case.value))
-
-
-def _unique(case: Case, value: Any) -> bool:
-    most = case.at_most("maxItems")
-    return value is False or True in case.limits("uniqueItems") or (most is not None and most < 2)
-
-
-def _enough_fields(case: Case, value: Any) -> bool:
-    return bool(max(case.at_least("minProperties"), len(case.required)) >= value)
-
-
-_CHECKS: Mapping[str, Callable[[Case, Any], str | None]] = {
-    "type": _type,
-    "enum": _enum,
-    "const": lambda case, value: _enum(case, [value]),
-    "minimum": _numeric(_minimum, "must be at least {}"),
-    "maximum": _numeric(_maximum, "must be at most {}"),
-    "exclusiveMinimum": _numeric(_above, "must be above {}"),
-    "exclusiveMaximum": _numeric(_below, "must be below {}"),
-    "multipleOf": _numeric(_multiple, "must be a multiple of {}"),
-    "minLength": _sized("string", _long("minLength"), "must have {} characters or more"),
-    "maxLength": _sized("string", _short("maxLength"), "must have {} characters or less"),
-    "pattern": _sized("string", _matching, "must match {}"),
-    "minItems": _sized("array", _long("minItems"), "must have {} items or more"),
-    "maxItems": _sized("array", _short("maxItems"), "must have {} items or less"),
-    "uniqueItems": _sized("array", _unique, "must not have an item twice"),
-    "minProperties": _sized("object", _enough_fields, "must have {} fields or more"),
-    "maxProperties": _sized("object", _short("maxProperties"), "must have {} fields or less"),
-}
-
-
-def _listed(words: list[str]) -> str:
-    unique = list(dict.fromkeys(words))
-    return " or ".join(filter(None, [", ".join(unique[:-1]), unique[-1]])) if unique else "nothing"
