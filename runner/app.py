@@ -220,7 +220,7 @@ class App:
         for plan_hash, sources in kept.items():
             if plan_hash in plan.sources:
                 continue
-            compilation = compile_project(Sources(None, sources), project=plan.project, signatures=registry.signatures)
+            compilation = compile_kept(sources, plan.project, registry)
             if compilation.plan is not None:
                 older[plan_hash] = compilation.plan
         return older
@@ -246,6 +246,12 @@ def projector(plan: Plan, store: AnyStore) -> Projector:
         clock=SystemClock(),
         load=compile_projection,
     )
+
+
+def compile_kept(sources: Mapping[str, str], project: str, registry: Registry) -> Compilation:
+    """Flow files and schemas that the project had once, with the handlers that there are now: what runs go on by that
+    began with them."""
+    return compile_project(Sources(None, sources), project=project, signatures=registry.signatures)
 
 
 async def prepare(settings: Settings, transport: AnyTransport, topology: Topology) -> None:

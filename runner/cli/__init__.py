@@ -15,6 +15,7 @@ from runner.errors import FlowrunError
 
 COMMANDS = {
     "call": "Send a command, and print the reply.",
+    "diff": "Say what a change of the flow files breaks.",
     "dlq": "Dead letters: messages that could not begin a run.",
     "doctor": "Say what is wrong with this set-up, and how to mend it.",
     "emit": "Publish an event.",

@@ -11,8 +11,8 @@ from runner.lang import report
 from runner.lang.load import Sources
 
 
-def compiled(root: Path, project: str | None = None) -> Project:
-    """Compile, or print what is wrong and exit with 1."""
+def compiled(root: Path, project: str | None = None, *, plugins: bool = True) -> Project:
+    """Compile, or print what is wrong and exit with 1. Without `plugins` what needs them is not checked."""
     if not root.is_dir():
         raise SettingsError(f"{root} is not a folder", hint="name the project's folder with -C")
     files = Sources(root).flow_files()
@@ -21,7 +21,7 @@ def compiled(root: Path, project: str | None = None) -> Project:
             f"no flow files found in {root / 'flows'}",
             hint="go to a project's folder, or name it with -C; flowrun init DIR makes one",
         )
-    loaded = load_project(root, project=project)
+    loaded = load_project(root, project=project, plugins=plugins)
     compilation = loaded.compilation
     if compilation.plan is None:
         for line in report.full(compilation.diagnostics, compilation.documents, output.paint):

@@ -109,13 +109,14 @@ def _as_object(schema: Any) -> Any:
 
 def is_newer(schemas: Iterable[Node | None]) -> bool:
     """Whether a schema says something that draft-07 would pass over."""
-    return any(_has_newer(plain(node)) for node in schemas)
+    return any(has_newer(plain(node)) for node in schemas)
 
 
-def _has_newer(value: Any) -> bool:
+def has_newer(value: Any) -> bool:
+    """The same of a schema as data."""
     if isinstance(value, dict):
-        return bool(_NEWER & set(value)) or any(map(_has_newer, value.values()))
-    return isinstance(value, list) and any(map(_has_newer, value))
+        return bool(_NEWER & set(value)) or any(map(has_newer, value.values()))
+    return isinstance(value, list) and any(map(has_newer, value))
 
 
 def _path_of(anchor: str, value: Any) -> str | None:

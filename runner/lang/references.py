@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from urllib.parse import unquote, urldefrag
 
 from runner.diagnostics import Diagnostic, Related
-from runner.source import MappingNode, Node, ScalarNode, SequenceNode, Span
+from runner.source import Document, MappingNode, Node, ScalarNode, SequenceNode, Span
 
 DATA = frozenset({"const", "enum", "default", "examples"})
 """Keywords whose values are data and no schemas."""
@@ -118,3 +118,60 @@ def _next(reference: ScalarNode, targets: Mapping[int, Node]) -> ScalarNode | No
 def _anchors(schema: MappingNode) -> list[str]:
     nodes = (schema.get("$anchor"), schema.get("$dynamicAnchor"))
     return [node.value for node in nodes if isinstance(node, ScalarNode) and isinstance(node.value, str)]
+
+
+def place_in_schema(
+    node: Node, document: Document, documents: Mapping[str, Document], path: Sequence[str | int], keyword: str
+) -> tuple[int, Span]:
+    """Where a schema speaks of the part of a value that `path` leads to, and there of `keyword`; and how many steps of
+    the path it follows. References are followed, alternatives are not; a step `*` is any item or field."""
+    root, name = node, None
+    steps = path[:-1] if keyword in ("required", "additionalProperties") else path
+    taken = 0
+    while True:
+        node, root, document = _referred(node, root, document, documents)
+        found = _part_for(node, steps[taken]) if taken < len(steps) else None
+        if found is None:
+            break
+        name, node = found
+        taken += 1
+    key = node.key(keyword) if isinstance(node, MappingNode) else None
+    if key is not None:
+        return taken, key.span
+    return taken, narrow(node) if name is None else name.span
+
+
+def _referred(
+    node: Node, root: Node, document: Document, documents: Mapping[str, Document]
+) -> tuple[Node, Node, Document]:
+    """What a schema that only refers to another refers to, with the root and the file that it stands in."""
+    for _ in range(10):
+        reference = node.get("$ref") if isinstance(node, MappingNode) else None
+        if not isinstance(reference, ScalarNode):
+            break
+        target, fragment = urldefrag(str(reference.value))
+        if target:
+            there = documents.get(file_of(target, document.filename) or "")
+            if there is None or there.root is None:
+                break
+            root, document = there.root, there
+        part = part_of(root, unquote(fragment))
+        if part is None:
+            break
+        node = part
+    return node, root, document
+
+
+def _part_for(node: Node, step: str | int) -> tuple[ScalarNode, Node] | None:
+    """The key and the schema of a field or an item."""
+    if not isinstance(node, MappingNode):
+        return None
+    properties = node.get("properties")
+    if isinstance(properties, MappingNode) and (key := properties.key(str(step))) is not None:
+        inner = properties.get(str(step))
+        return None if inner is None else (key, inner)
+    for keyword in ("items", "additionalProperties") if step == "*" else ("items",) if isinstance(step, int) else ():
+        key, inner = node.key(keyword), node.get(keyword)
+        if key is not None and inner is not None:
+            return key, inner
+    return None
