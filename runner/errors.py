@@ -6,7 +6,8 @@ FlowrunError                  what a command reports in one line, with an exit c
 ├── RefusedError              it is not in a state in which that can be done         (exit 1)
 ├── NotReadyError             what was asked for is still being built                (exit 75)
 ├── StoreError                the store cannot be reached or used                    (exit 69)
-│   └── OwnershipError        a run is not ours any more
+│   ├── OwnershipError        a run is not ours any more
+│   └── VersionConflictError  the event log has another version of a subject than was expected
 └── TransportError            the broker cannot be reached or refuses                (exit 69)
     └── TopologyError         a queue or exchange stands with other arguments        (exit 1)
 
@@ -69,6 +70,16 @@ class OwnershipError(StoreError):
     def of(cls, run_id: str) -> OwnershipError:
         """The error for that run."""
         return cls(f"run {run_id} has been taken over by another runner, or by a person")
+
+
+class VersionConflictError(StoreError):
+    """An event expected its subject at another version than it is at: `actual`, 0 if nothing is known of it."""
+
+    def __init__(self, subject: str, expected: int, actual: int) -> None:
+        super().__init__(f"{subject} is at version {actual}, and version {expected} was expected")
+        self.subject = subject
+        self.expected = expected
+        self.actual = actual
 
 
 class TransportError(FlowrunError):

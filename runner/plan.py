@@ -185,10 +185,11 @@ class Send(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emit(Step):
-    """Publishes an event."""
+    """Publishes an event; with `expected_version` only if that is the version its subject is at."""
 
     event: str
     data: Evaluate
+    expected_version: Evaluate | None = None
     pivot: bool = False
     action: str = "emit"
 

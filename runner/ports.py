@@ -115,7 +115,8 @@ class Store(AbstractAsyncContextManager["Store"], Protocol):
         """Make a change durable, all of it or nothing. Concurrent commits share one transaction.
 
         False, and nothing done, if `change.started` begins a run that stands already, or whose key another run of
-        the handler holds. Raises OwnershipError if the run is not this store's (any more).
+        the handler holds. Raises OwnershipError if the run is not this store's (any more), VersionConflictError if an
+        event's subject is not at the version that it expects.
         """
         ...
 

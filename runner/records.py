@@ -277,11 +277,13 @@ class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An event for the event log. `run_id` is the run that emitted it; None if it came from outside."""
+    """An event for the event log. `run_id` is the run that emitted it; None if it came from outside. `expected` is the
+    version that its subject must be at before it; None: any."""
 
     meta: Meta
     data: bytes
     run_id: str | None = None
+    expected: int | None = None
 
 
 class LoggedEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,10 +16,11 @@ from runner.engine.run import Run
 from runner.errors import OwnershipError
 from runner.handler import Context, ReadableProjections
 from runner.masking import Mask
+from runner.message import Outgoing
 from runner.outcome import Done, Failed, Parked
 from runner.plan import Emit, Send, Step, Use
 from runner.ports import Clock, Handler
-from runner.records import AttemptBegun, AttemptFailed, CommandSent, Error
+from runner.records import AttemptBegun, AttemptFailed, CommandSent, Error, EventRecord
 from runner.steps import command as command_step
 from runner.steps import emit as emit_step
 from runner.steps import use as use_step
@@ -173,14 +174,21 @@ class Effects:
 
     def emit(self, run: Run, step: Emit, frame: Frame) -> Done | Failed:
         """Publish an event; it leaves with the run's next commit."""
+        built = self.build_event(run, step, frame)
+        if isinstance(built, Failed):
+            return built
+        record, outgoing = built
+        run.publish(record, outgoing)
+        return Done({"id": record.meta.id})
+
+    def build_event(self, run: Run, step: Emit, frame: Frame) -> tuple[EventRecord, Outgoing] | Failed:
+        """The event that a step publishes."""
         key, event = frame.key(step), run.plan.events[step.event]
         data = step.data(run.scope(key, frame))
         try:
-            record, outgoing = emit_step.build(event, data, self._emitter(run), rfc3339(self._clock.now()))
+            return emit_step.build(event, data, self._emitter(run), rfc3339(self._clock.now()))
         except emit_step.PayloadError as error:
             return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=key))
-        run.publish(record, outgoing)
-        return Done({"id": record.meta.id})
 
     def _emitter(self, run: Run) -> emit_step.Emitter:
         return emit_step.Emitter(

@@ -20,13 +20,13 @@ from runner.engine.effects import Effects
 from runner.engine.history import rounds_of
 from runner.engine.line import Frame
 from runner.engine.replies import reply_to
-from runner.engine.results import commit, expression_failed, own
+from runner.engine.results import NotOurs, commit, expression_failed, own
 from runner.engine.retry import matches
 from runner.engine.run import Run
 from runner.engine.together import Hands
 from runner.engine.waits import Waits
-from runner.errors import ExpressionError
-from runner.expressions import holds
+from runner.errors import ExpressionError, VersionConflictError
+from runner.expressions import Evaluate, holds
 from runner.handler import ReadableProjections
 from runner.masking import Mask
 from runner.outcome import Done, Failed, Outcome, Parked, Stopped
@@ -189,7 +189,8 @@ class Executor:
             return await self._failed(run, step, outcome, started_at, frame)
         if isinstance(outcome, Done | Stopped):
             done = outcome if isinstance(outcome, Done) else Done()
-            run.note(self._completed(run, step, key, started_at, done))
+            if key not in history.finished:
+                run.note(self._completed(run, step, key, started_at, done))
         return outcome
 
     async def _begin(self, run: Run, step: Step, frame: Frame) -> Outcome | None:
@@ -210,6 +211,8 @@ class Executor:
                 return await self._effects.use(run, step, frame)
             case Send():
                 return await self._effects.send(run, step, frame)
+            case Emit() if step.expected_version is not None:
+                return await self._emit_at(step.expected_version, run, step, frame)
             case Emit():
                 return self._effects.emit(run, step, frame)
             case Set():
@@ -229,6 +232,30 @@ class Executor:
             case Stop():
                 return Stopped()
         raise AssertionError(f"no such step kind: {step.action}")
+
+    async def _emit_at(self, version: Evaluate, run: Run, step: Emit, frame: Frame) -> Outcome:
+        """Publish, if the subject is at that version; the event and the step's record are one commit."""
+        key = frame.key(step)
+        built = self._effects.build_event(run, step, frame)
+        if isinstance(built, Failed):
+            return built
+        record, outgoing = built
+        expected, subject = version(run.scope(f"{key}\0version", frame)), record.meta.subject
+        if not isinstance(expected, int) or isinstance(expected, bool) or expected < 0 or subject is None:
+            what = (
+                f"expected_version must be a whole number from 0 on, of an event with a subject: {subject}, {expected}"
+            )
+            return Failed(Error(type="invalid_input", message=what, retryable=False, step=key))
+        done = Done({"id": record.meta.id})
+        finished = self._completed(run, step, key, self._started_at(run, key), done)
+        try:
+            if not await run.commit_step(finished, msgspec.structs.replace(record, expected=expected), outgoing):
+                raise NotOurs
+        except VersionConflictError as conflict:
+            details = {"subject": subject, "expected": expected, "actual": conflict.actual}
+            message = conflict.message
+            return Failed(Error(type="version_conflict", message=message, retryable=True, details=details, step=key))
+        return done
 
     async def _switch(self, run: Run, step: Switch, frame: Frame) -> Outcome:
         key = frame.key(step)

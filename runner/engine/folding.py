@@ -68,7 +68,7 @@ class Folding:
             if fold is None:
                 continue
             try:
-                scope = {"event": decode_json(event.data), "meta": asdict(event.meta)}
+                scope = {"event": decode_json(event.data), "meta": {**asdict(event.meta), "version": event.version}}
                 key = key_text(fold.key(scope))
             except (ExpressionError, ValueError, FoldError) as error:
                 self._fault(event, error)

@@ -13,6 +13,7 @@ from typing import Any
 
 from runner.engine.history import History, base
 from runner.engine.line import Cut, Frame, Line
+from runner.errors import VersionConflictError
 from runner.expressions import Scope
 from runner.message import Outgoing, decode_json
 from runner.plan import Plan, Program, Switch
@@ -337,6 +338,37 @@ class Run:
                     asleep=asleep,
                 )
             )
+
+    async def commit_step(self, record: StepFinished, event: EventRecord, outgoing: Outgoing) -> bool:
+        """Make a step's record durable together with its event, if the event's subject is at the version that it
+        expects: all of it or nothing. False if the run turned out to stand already: then it is not ours.
+
+        Raises VersionConflictError, StoreError.
+        """
+        if not await self.commit():
+            return False
+        async with self._committing:
+            if self._broken is not None:
+                raise self._broken
+            change = Change(
+                run_id=self.id,
+                state=self.state,
+                first=self._committed,
+                records=(record,),
+                events=(event,),
+                outgoing=(outgoing,),
+            )
+            try:
+                await self._commit_change(change)
+            except VersionConflictError:
+                raise  # nothing has happened, and the run goes on
+            except BaseException as error:
+                self._broken = error
+                raise
+            self._committed += 1
+            self.history.add(record)
+        self._on_commit(change)
+        return True
 
     def _change(
         self,

@@ -447,8 +447,14 @@ def _use(step: StepDecl, common: _Common, retry: RetryPolicy) -> Use:
 
 
 def _emit(step: StepDecl, common: _Common) -> Emit:
-    data = compile_value(_inputs(step.inputs))
-    return Emit(**common, event=str(step.name), data=data, pivot=_word(step, "pivot") is True)
+    version = step.node.get("expected_version")
+    return Emit(
+        **common,
+        event=str(step.name),
+        data=compile_value(_inputs(step.inputs)),
+        expected_version=None if version is None else compile_value(plain(version)),
+        pivot=_word(step, "pivot") is True,
+    )
 
 
 def _schedule(schedule: ScheduleDecl) -> Schedule:

@@ -87,6 +87,11 @@ class StepDecl:
         return _scalar(self.target.get("until")) if is_one and isinstance(self.target, MappingNode) else None
 
     @property
+    def expected_version(self) -> ScalarNode | None:
+        """The version that an `emit` expects."""
+        return _scalar(self.node.get("expected_version")) if self.action == "emit" else None
+
+    @property
     def items(self) -> ScalarNode | None:
         """The list that a `foreach` goes through."""
         is_one = self.action == "foreach" and isinstance(self.target, MappingNode)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from runner.errors import NotFoundError, OwnershipError, StoreError
+from runner.errors import NotFoundError, OwnershipError, StoreError, VersionConflictError
 from runner.message import Meta, Outgoing, new_id
 from runner.plan import Topology
 from runner.records import (
@@ -58,7 +58,7 @@ _SQL = load_queries("runner.stores", "postgres_queries.sql")
 _log = logging.getLogger("flowrun.postgres")
 T = TypeVar("T")
 _Waiting = tuple[Change, "asyncio.Future[bool]"]
-_OF_ONE_CHANGE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+_OF_ONE_CHANGE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, VersionConflictError)
 _FAULTS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -542,9 +542,7 @@ class PostgresStore:
         try:
             outcomes = await self._with(lambda c: self._apply(c, [change for change, _ in group]))
         except StoreError as error:
-            if len(group) > 1 and isinstance(
-                error.__cause__, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError
-            ):
+            if len(group) > 1 and isinstance(error.__cause__ or error, _OF_ONE_CHANGE):
                 for waiting in group:
                     await self._commit_group([waiting])
                 return
@@ -634,6 +632,10 @@ class PostgresStore:
             first.setdefault((event.meta.id, event.meta.source), event)
         values = [rows.event_values(event) for event in first.values()]
         await connection.execute(_SQL["lock_log"], f"flowrun events {self._schema}")
+        for event in events:
+            if event.expected is not None:
+                actual = await connection.fetchval(_SQL["version"], rows.storable(event.meta.subject))
+                rows.mind_the_version(event, actual)
         return len(await connection.fetch(_SQL["add_events"], *rows.columns(values)))
 
     async def _cancel_if_it_came(self, connection: _Connection, run_ids: list[str]) -> None:
@@ -707,7 +709,8 @@ _Connection = Any  # asyncpg's pool hands out proxies that its stubs type apart 
 def _fail(group: Sequence[_Waiting], error: StoreError) -> None:
     for _, future in group:
         if not future.done():
-            future.set_exception(StoreError(error.message, hint=error.hint))
+            own = error if isinstance(error, VersionConflictError) else StoreError(error.message, hint=error.hint)
+            future.set_exception(own)
 
 
 def _changes_state(change: Change) -> bool:

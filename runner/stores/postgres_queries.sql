@@ -75,6 +75,9 @@ ORDER BY u.place
 ON CONFLICT (id, source) DO NOTHING
 RETURNING position
 
+-- name: version
+SELECT coalesce(max(version), 0) FROM events WHERE subject = $1
+
 -- name: known_events
 SELECT e.id, e.source
 FROM unnest($1::text[], $2::text[]) AS u (id, source) JOIN events e ON e.id = u.id AND e.source = u.source

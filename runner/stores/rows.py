@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from runner.errors import NotFoundError
+from runner.errors import NotFoundError, VersionConflictError
 from runner.message import Meta, Outgoing, Properties
 from runner.plan import Binding, Exchange, Queue, Topology
 from runner.records import (
@@ -128,6 +128,12 @@ def event_values(event: EventRecord) -> tuple[Any, ...]:
     """id, type, source, subject, time, correlation_id, causation_id, data, run_id."""
     m = event.meta
     return m.id, m.type, m.source, m.subject, m.time, m.correlation_id, m.causation_id, event.data, event.run_id
+
+
+def mind_the_version(event: EventRecord, actual: int) -> None:
+    """Raise VersionConflictError if its subject is at another version than the event expects."""
+    if event.expected is not None and event.expected != actual:
+        raise VersionConflictError(event.meta.subject or "", event.expected, actual)
 
 
 def build(row: Sequence[Any]) -> Build:

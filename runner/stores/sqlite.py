@@ -427,6 +427,9 @@ def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
         if connection.execute(_SQL["set_state"], values).rowcount == 0:
             raise OwnershipError.of(change.run_id)
     connection.executemany(_SQL["add_record"], rows.record_values(change))
+    for event in change.events:
+        if event.expected is not None:
+            rows.mind_the_version(event, connection.execute(_SQL["version"], (event.meta.subject,)).fetchone()[0])
     connection.executemany(_SQL["add_event"], [rows.event_values(event) for event in change.events])
     connection.executemany(_SQL["add_command"], [(command, change.run_id) for command in change.commands])
     connection.executemany(_SQL["add_wait"], rows.wait_values(change))

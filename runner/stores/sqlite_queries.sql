@@ -42,6 +42,9 @@ VALUES (
 )
 ON CONFLICT (id, source) DO NOTHING
 
+-- name: version
+SELECT coalesce(max(version), 0) FROM events WHERE subject = ?
+
 -- name: has_event
 SELECT 1 FROM events WHERE id = ? AND source = ?
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from runner.errors import FlowrunError, NotFoundError, OwnershipError, StoreError
+from runner.errors import FlowrunError, NotFoundError, OwnershipError, StoreError, VersionConflictError
 from runner.message import Meta, Outgoing, Properties
 from runner.ports import AnyStore, StoreReader
 from runner.records import (
@@ -479,6 +479,33 @@ class StoreContract:
         for subject in ("a", "b"):
             versions = [entry.version for entry in log if entry.meta.subject == subject]
             assert versions == list(range(1, len(versions) + 1))
+
+    async def test_an_event_that_expects_another_version_of_its_subject_undoes_its_own_commit_and_no_other(
+        self,
+    ) -> None:
+        def expecting(number: int, version: int) -> EventRecord:
+            return msgspec.structs.replace(event(number, "a"), expected=version)
+
+        async with self.store() as one, self.store() as two:
+            await one.commit(begin(1, events=(event(1, "a"),)))
+            results = await asyncio.gather(
+                one.commit(begin(2, events=(event(2, "b"),))),
+                one.commit(begin(3, events=(expecting(3, 0),))),
+                one.commit(begin(4, events=(event(4, "b"), expecting(5, 1)))),
+                one.commit(begin(6, events=(event(6, "b"),))),
+                return_exceptions=True,
+            )
+            assert [result for result in results if not isinstance(result, Exception)] == [True, True, True]
+            conflict = results[1]
+            assert isinstance(conflict, VersionConflictError)
+            assert (conflict.subject, conflict.expected) == ("a", 0)
+            assert not await one.known(run_id(3))
+            log = await one.events(EventFilter(subject="a"), limit=9)
+            assert [(entry.meta.id, entry.version) for entry in log] == [("m-1", 1), ("m-5", 2)]
+            work = [(one, two)[n % 2].commit(begin(n, events=(expecting(n, 2),))) for n in range(10, 20)]
+            raced = await asyncio.gather(*work, return_exceptions=True)
+            assert [isinstance(result, VersionConflictError) for result in raced].count(False) == 1
+            await one.commit(begin(30, events=(msgspec.structs.replace(event(30, "new"), expected=0),)))
 
     async def test_who_reads_on_from_the_last_position_misses_nothing(self) -> None:
         async with self.store() as one, self.store() as two:

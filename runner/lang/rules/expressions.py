@@ -13,6 +13,7 @@ from runner.lang.project import Declarations
 from runner.source import MappingNode, ScalarNode
 
 _META = frozenset({"id", "type", "source", "subject", "time", "correlation_id", "causation_id"})
+_LOGGED = _META | {"version"}
 _RUN = frozenset({"id", "started_at"})
 _STEP = frozenset({"output", "state", "error", "attempts", "event"})
 _ERROR = frozenset({"type", "message", "retryable", "details", "step"})
@@ -37,6 +38,7 @@ class _Place:
     """The outermost `parallel` or `foreach` around each step that stands in one."""
     parameters: tuple[str, ...] = ()
     """Of the path of an endpoint."""
+    meta: frozenset[str] = _META
 
 
 def check(project: Declarations) -> Iterator[Diagnostic]:
@@ -72,9 +74,9 @@ def _endpoint(endpoint: IngressDecl, flow: FlowDecl) -> Iterator[Diagnostic]:
 
 
 def _projection(projection: ProjectionDecl, flow: FlowDecl) -> Iterator[Diagnostic]:
-    folding = _Place(flow, _META_ONLY | {"state"})
+    folding = _Place(flow, _META_ONLY | {"state"}, meta=_LOGGED)
     for key in dict.fromkeys(fold.key for fold in projection.folds if fold.key is not None):
-        yield from _template(key, _Place(flow, _META_ONLY))
+        yield from _template(key, _Place(flow, _META_ONLY, meta=_LOGGED))
     for fold in projection.folds:
         for operation in ("set", "increment", "append"):
             for node in scalars(fold.body.get(operation)):
@@ -146,6 +148,8 @@ def _inside(step: StepDecl, place: _Place) -> _Place:
 def _values(step: StepDecl, place: _Place) -> Iterator[Diagnostic]:
     for node in scalars(step.inputs):
         yield from _template(node, place)
+    if step.expected_version is not None:
+        yield from _template(step.expected_version, place)
 
 
 def _bare(node: ScalarNode | None, place: _Place) -> Iterator[Diagnostic]:
@@ -185,8 +189,8 @@ def _read(read: Read, node: ScalarNode, place: _Place) -> Iterator[Diagnostic]:
         if rest[0] not in declared:
             help = did_you_mean(rest[0], declared) or f"list it at the top: uses: {{{root}: [{rest[0]}]}}"
             yield _at(read, 1, node, "FR324", f'{root} "{rest[0]}" is not declared', help)
-    elif root in _FIELDS and rest[0] not in _FIELDS[root]:
-        help = did_you_mean(rest[0], _FIELDS[root]) or f"it has: {', '.join(sorted(_FIELDS[root]))}"
+    elif root in _FIELDS and rest[0] not in (fields := place.meta if root == "meta" else _FIELDS[root]):
+        help = did_you_mean(rest[0], fields) or f"it has: {', '.join(sorted(fields))}"
         yield _at(read, 1, node, "FR325", f'"{root}" has no "{rest[0]}"', help)
     elif root == "request" and rest[0] == "path" and len(rest) > 1 and rest[1] not in place.parameters:
         names = ", ".join(f"{{{name}}}" for name in place.parameters)

@@ -1,5 +1,4 @@
-"""FR112, FR113, FR201, FR212, FR326: a projection's events exist, its entries have keys, and folding them again gives
-the same."""
+"""FR112, FR113, FR212, FR326: a projection's entries have keys, and folding them again gives the same."""
 
 from __future__ import annotations
 
@@ -21,20 +20,12 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
     for flow in project.flows:
         for projection in flow.projections:
             for fold in projection.folds:
-                yield from _event(project, fold)
                 yield from _key(projection, fold)
                 yield from _operations(fold)
                 yield from _of_the_moment(fold)
     if project.complete:
         for _, _, step in project.steps():
             yield from _reading(project, step)
-
-
-def _event(project: Declarations, fold: FoldDecl) -> Iterator[Diagnostic]:
-    name = str(fold.event.value)
-    if project.complete and name not in project.events:
-        help = did_you_mean(name, project.events) or "declare it under events:"
-        yield Diagnostic(code="FR201", summary=f'no event named "{name}"', span=fold.event.span, help=help)
 
 
 def _key(projection: ProjectionDecl, fold: FoldDecl) -> Iterator[Diagnostic]:

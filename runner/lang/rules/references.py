@@ -1,11 +1,12 @@
-"""FR201, FR202, FR204, FR205: what a flow refers to exists: events, handler plugins, handlers of routes."""
+"""FR201, FR202, FR204, FR205, FR213: what a flow refers to exists: events, handler plugins, handlers of routes,
+versions of a subject."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from runner.diagnostics import Diagnostic, did_you_mean
-from runner.lang.declare import FlowDecl, RouteDecl
+from runner.diagnostics import Diagnostic, Related, did_you_mean
+from runner.lang.declare import FlowDecl, RouteDecl, StepDecl
 from runner.lang.project import Declarations
 from runner.source import ScalarNode, Span
 
@@ -18,6 +19,7 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
                 yield from _route(project, flow, route)
     for flow in project.flows if project.complete else ():
         yield from _events(project, [s.event for s in flow.schedules if s.event is not None])
+        yield from _events(project, [fold.event for projection in flow.projections for fold in projection.folds])
     for handler in project.handlers.values() if project.complete else ():
         yield from _events(project, [cancel.event for cancel in handler.cancel_on])
     for _, _, step in project.steps():
@@ -30,6 +32,7 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
             )
         if project.complete:
             yield from _events(project, step.awaited)
+        yield from _version(project, step)
         if step.action == "use" and step.name is not None:
             yield from _plugin(project, step.name, step.target.span)
 
@@ -40,6 +43,15 @@ def _events(project: Declarations, named: Iterable[ScalarNode]) -> Iterator[Diag
         if name not in project.events:
             help = did_you_mean(name, project.events) or _declare_it(project)
             yield Diagnostic(code="FR201", summary=f'no event named "{name}"', span=node.span, help=help)
+
+
+def _version(project: Declarations, step: StepDecl) -> Iterator[Diagnostic]:
+    event = project.events.get(step.name or "")
+    if step.expected_version is not None and event is not None and event.subject is None:
+        summary = f'"{event.name}" is about nothing: only a subject has versions'
+        help = 'give the event a subject, such as subject: "order/{{ event.order_id }}"'
+        related = (Related("it is declared here", event.node.span),)
+        yield Diagnostic(code="FR213", summary=summary, span=step.expected_version.span, help=help, related=related)
 
 
 def _route(project: Declarations, flow: FlowDecl, route: RouteDecl) -> Iterator[Diagnostic]:

@@ -38,6 +38,7 @@ MAX_WORLDS = 50
 
 _TEXT = of_kind("string")
 _NUMBER = of_kind("number")
+_WHOLE = of_kind("integer")
 _KEY = of_kind("string", "number")
 _OPTIONAL_TEXT = of_kind("string", "null")
 _META = {
@@ -139,7 +140,8 @@ def _endpoint(project: Declarations, endpoint: IngressDecl, finds: _Finds) -> No
 
 def _fold(project: Declarations, fold: FoldDecl, finds: _Finds) -> None:
     name = str(fold.event.value)
-    look = _Look(finds, {"event": _payload(project, name), "meta": record({**_META, "type": one_of(name)})})
+    meta = record({**_META, "type": one_of(name), "version": of_kind("integer", "null")})
+    look = _Look(finds, {"event": _payload(project, name), "meta": meta})
     if fold.key is not None and (reason := misfit(look.template(fold.key), _KEY)) is not None:
         finds.misfit(f"a key is a text or a number: {reason}", fold.key)
     look.names["state"] = ANY
@@ -369,7 +371,13 @@ class _Walk(_Look):
                 return ANY if reply is None else project.compiler.type_of(reply)
             case "emit":
                 self.fit(step.inputs, given, _payload(project, name), f'event "{name}"')
+                self._version(step)
         return record({"id": _TEXT})
+
+    def _version(self, step: StepDecl) -> None:
+        node = step.expected_version
+        if node is not None and (reason := misfit(self.template(node), _WHOLE, conditional=self.conditional)):
+            self._finds.misfit(f"a version is a whole number: {reason}", node)
 
     def _switch(self, step: StepDecl) -> _Outcome:
         ends: list[_Walk] = []
