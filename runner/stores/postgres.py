@@ -58,7 +58,7 @@ _SQL = load_queries("runner.stores", "postgres_queries.sql")
 _log = logging.getLogger("flowrun.postgres")
 T = TypeVar("T")
 _Waiting = tuple[Change, "asyncio.Future[bool]"]
-_OF_ONE_CHANGE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, VersionConflictError)
+_OF_ONE_CHANGE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 _FAULTS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -531,18 +531,23 @@ class PostgresStore:
             self._wake.clear()
             while self._waiting:
                 group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
-                try:
-                    await self._commit_group(group)
-                except Exception as error:  # whatever it is, later commits must be written
-                    _log.exception("internal error, please report it")
-                    _fail(group, StoreError(f"the store failed: {error or type(error).__name__}"))
+                # What expects a version is judged by what is durable, and so goes alone, after the rest.
+                alone = [waiting for waiting in group if _expects_a_version(waiting[0])]
+                for part in ([waiting for waiting in group if waiting not in alone], *([one] for one in alone)):
+                    try:
+                        await self._commit_group(part)
+                    except Exception as error:  # whatever it is, later commits must be written
+                        _log.exception("internal error, please report it")
+                        _fail(part, StoreError(f"the store failed: {error or type(error).__name__}"))
 
     async def _commit_group(self, group: list[_Waiting]) -> None:
         """As one transaction; if that fails by one change's fault, each alone, so that it harms only itself."""
+        if not group:
+            return
         try:
             outcomes = await self._with(lambda c: self._apply(c, [change for change, _ in group]))
         except StoreError as error:
-            if len(group) > 1 and isinstance(error.__cause__ or error, _OF_ONE_CHANGE):
+            if len(group) > 1 and isinstance(error.__cause__, _OF_ONE_CHANGE):
                 for waiting in group:
                     await self._commit_group([waiting])
                 return
@@ -711,6 +716,10 @@ def _fail(group: Sequence[_Waiting], error: StoreError) -> None:
         if not future.done():
             own = error if isinstance(error, VersionConflictError) else StoreError(error.message, hint=error.hint)
             future.set_exception(own)
+
+
+def _expects_a_version(change: Change) -> bool:
+    return any(event.expected is not None for event in change.events)
 
 
 def _changes_state(change: Change) -> bool:
