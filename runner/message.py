@@ -23,9 +23,15 @@ MAX_SHORT_BYTES = 255
 FLOWRUN_STATUS = "flowrun-status"
 FAILED = "failed"
 """The header of a reply that is an error, and its value."""
+REPLAY = "flowrun-replay"
+"""The header of an event that was replayed, and of what came of it: the replay's id."""
+REPLAY_ANEW = "flowrun-replay-anew"
+"""The header of a replayed event that is to begin another run than before."""
 UNREADABLE = "flowrun-unreadable"
 """The header of a delivery whose properties a transport could not read: why not."""
 _PREFIXES = ("ce-", "cloudEvents_", "cloudEvents:")
+_CARRIED_ON = ("traceparent", "tracestate", REPLAY)
+"""Headers that what a run sends has of what began it."""
 _decode = msgspec.json.Decoder().decode
 
 
@@ -137,7 +143,7 @@ def read_message(delivery: Delivery, event_type: str, received_at: datetime, *, 
         ),
         data=data,
         expires_at=_time(attributes["expirytime"], received_at) if attributes.get("expirytime") else None,
-        trace={key: str(properties.headers[key]) for key in ("traceparent", "tracestate") if key in properties.headers},
+        trace={key: str(properties.headers[key]) for key in _CARRIED_ON if key in properties.headers},
     )
 
 
@@ -163,6 +169,19 @@ def event_message(
         # An id of another program's may be longer than a property; the header has it whole.
         properties=_properties(meta, project, trace, correlation_id=short(meta.correlation_id)),
         mandatory=mandatory,
+    )
+
+
+def replayed_message(*, meta: Meta, data: bytes, project: str, queue: str, replay: str, anew: bool) -> Outgoing:
+    """An event of the log as it goes to one queue once more, over the default exchange."""
+    properties = _properties(meta, project, {REPLAY: replay}, correlation_id=short(meta.correlation_id))
+    headers = {**properties.headers, **({REPLAY_ANEW: "true"} if anew else {})}
+    return Outgoing(
+        exchange="",
+        routing_key=queue,
+        body=data,
+        properties=replace(properties, message_id=short(meta.id), headers=headers),
+        mandatory=True,
     )
 
 

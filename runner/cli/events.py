@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,14 +13,14 @@ import msgspec
 
 from runner.app import standing_store
 from runner.cli import chronicle, options, output
+from runner.cli.event_options import filtered, types_of, version_or_moment, wanted_of
+from runner.cli.replay import replay_command
 from runner.diagnostics import did_you_mean
 from runner.errors import NotFoundError
 from runner.lang.report import printable
 from runner.ports import AnyStore
 from runner.records import EventFilter, LoggedEvent
 from runner.settings import load_settings
-from runner.times import parse_duration_s, parse_time, rfc3339
-from runner.topics import topic_matches
 
 EVERY = 1_000_000
 BATCH = 500
@@ -31,50 +30,13 @@ NEAR = 200
 T = TypeVar("T")
 
 
-def moment(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A time, or how long ago it was, as RFC 3339 in UTC."""
-    if value is None:
-        return None
-    seconds = parse_duration_s(value)
-    try:
-        if seconds is not None:
-            return rfc3339(datetime.now(UTC) - timedelta(seconds=seconds))
-        return rfc3339(parse_time(value))
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f'"{value}" is neither a time like 2026-11-24T09:00:00Z nor a time ago like 1h or 7d'
-        ) from None
-
-
-def _version_or_moment(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
-    if value is not None and value.isascii() and value.isdigit() and len(value) < 10:
-        return int(value)
-    return moment(ctx, param, value)
-
-
-_filters = [
-    click.option("--type", "kind", help="Only of this type, or of those that fit a pattern like order.*"),
-    click.option("--source", help="Only from this source."),
-    click.option("--subject", help="Only about this subject."),
-    click.option("--correlation", help="Only those that belong together by this correlation id."),
-    click.option("--from", "since", callback=moment, help="Only from this time on (RFC 3339), or from 1h ago."),
-    click.option("--to", "until", callback=moment, help="Only up to this time, or up to 1h ago."),
-]
-
-
-def _filtered(function: Any) -> Any:
-    for option in reversed(_filters):
-        function = option(function)
-    return function
-
-
 @click.group("events")
 def command() -> None:
     """The event log: what happened, in which order, and by what."""
 
 
 @command.command("list")
-@_filtered
+@filtered
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, EVERY), help="The last so many.")
 @click.option("--follow", is_flag=True, help="Go on with those that come, until Ctrl-C; --json writes one a line then.")
 @options.project_dir
@@ -84,7 +46,7 @@ def list_command(
     kind: str | None, limit: int, follow: bool, root: Path, store: str | None, as_json: bool, **which: str | None
 ) -> None:
     """List events in the order of the log."""
-    wanted = _wanted(which)
+    wanted = wanted_of(which)
     if follow:
         try:
             _with_store(root, store, lambda s: _follow(s, wanted, kind, limit, as_json))
@@ -122,7 +84,7 @@ def show_command(ident: str, source: str | None, root: Path, store: str | None, 
 
 @command.command("chain")
 @click.argument("subject")
-@click.option("--as-of", callback=_version_or_moment, help="As it stood then: a time, how long ago, or a version.")
+@click.option("--as-of", callback=version_or_moment, help="As it stood then: a time, how long ago, or a version.")
 @options.project_dir
 @options.store
 @options.as_json
@@ -150,17 +112,17 @@ def chain_command(subject: str, as_of: int | str | None, root: Path, store: str 
 
 @command.command("export")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
-@_filtered
+@filtered
 @options.project_dir
 @options.store
 def export_command(file: Path | None, kind: str | None, root: Path, store: str | None, **which: str | None) -> None:
     """Write events as JSON lines, with all that the log has of them, to FILE or to standard output."""
     from runner.cli.event_lines import write
 
-    wanted = _wanted(which)
+    wanted = wanted_of(which)
 
     async def export(opened: AnyStore) -> int:
-        types = await _types(opened, kind)
+        types = await types_of(opened, kind)
         newest = await opened.events(EventFilter(), limit=1, newest=True)
         last = newest[-1].position if newest else 0
         async with aclosing(_all(opened, msgspec.structs.replace(wanted, types=types), last)) as batches:
@@ -192,28 +154,11 @@ def import_command(file: Any, root: Path, store: str | None) -> None:
 # --- finding
 
 
-def _wanted(which: dict[str, str | None]) -> EventFilter:
-    return EventFilter(
-        source=which["source"],
-        subject=which["subject"],
-        correlation_id=which["correlation"],
-        since=which["since"],
-        until=which["until"],
-    )
-
-
-async def _types(store: AnyStore, kind: str | None) -> tuple[str, ...] | None:
-    """The types that an option names: itself, or those in the log that fit the pattern."""
-    if kind is None or not ("*" in kind or "#" in kind):
-        return None if kind is None else (kind,)
-    return tuple(name for name in await store.types() if topic_matches(kind, name))
-
-
 async def _last(
     store: AnyStore, wanted: EventFilter, kind: str | None, limit: int
 ) -> tuple[Sequence[LoggedEvent], str | None]:
     """The last events, and what may have been meant if there are none."""
-    wanted = msgspec.structs.replace(wanted, types=await _types(store, kind))
+    wanted = msgspec.structs.replace(wanted, types=await types_of(store, kind))
     events = await store.events(wanted, limit=limit, newest=True)
     if events or not await store.events(EventFilter(), limit=1):
         return events, None
@@ -262,7 +207,7 @@ async def _follow(store: AnyStore, wanted: EventFilter, kind: str | None, limit:
             after = event.position
         if len(events) < BATCH:
             await asyncio.sleep(POLL_S)
-        wanted = msgspec.structs.replace(wanted, types=await _types(store, kind))
+        wanted = msgspec.structs.replace(wanted, types=await types_of(store, kind))
         events = await store.events(wanted, limit=BATCH, after=after)
 
 
@@ -291,3 +236,6 @@ def _with_store(root: Path, store: str | None, ask: Callable[[AnyStore], Awaitab
 
 def _count(number: int) -> str:
     return f"{number} event{'' if number == 1 else 's'}"
+
+
+command.add_command(replay_command)

@@ -13,7 +13,7 @@ import click
 
 from runner.app import load_project, projector, read_models, standing_store
 from runner.cli import options, output
-from runner.cli.events import moment
+from runner.cli.event_options import moment
 from runner.clock import SystemClock
 from runner.diagnostics import did_you_mean
 from runner.engine.read_models import ReadModels

@@ -19,7 +19,7 @@ from runner.cli import options, output, show_error, story
 from runner.cli.compiled import compiled
 from runner.engine.control import Hand, began_anew_as, may_cancel, may_kill, may_retry
 from runner.errors import NotFoundError, RefusedError
-from runner.message import decode_json
+from runner.message import REPLAY, decode_json
 from runner.ports import AnyStore
 from runner.records import (
     Error,
@@ -328,6 +328,7 @@ def _run_json(run: StoredRun) -> dict[str, Any]:
         "trigger": {"id": meta.id, "type": meta.type, "source": meta.source, "subject": meta.subject},
         "correlation_id": meta.correlation_id,
         "causation_id": meta.causation_id,
+        "replay": started.trace.get(REPLAY),
         "data": decode_json(started.data),
         "started_at": started.started_at,
         "finished_at": run.finished_at,

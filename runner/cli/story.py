@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from runner.cli.output import paint, state
 from runner.lang.report import printable
-from runner.message import encode_json
+from runner.message import REPLAY, encode_json
 from runner.records import (
     AttemptBegun,
     AttemptFailed,
@@ -68,6 +68,8 @@ def timeline(run: StoredRun) -> Iterator[str]:
     origin = f"(id {meta.id} from {meta.source})"
     yield f"{paint('trigger', 'bold')}  {printable(f'{meta.type}{about}  {origin}')}"
     yield f"{paint('about', 'bold')}    {_payload(started.data)}"
+    if (replay := started.trace.get(REPLAY)) is not None:
+        yield f"{paint('replay', 'bold')}   {printable(replay)}"
     if meta.causation_id is not None:
         yield f"{paint('cause', 'bold')}    message {printable(f'{meta.causation_id}, of {meta.correlation_id}')}"
     end = run.finished_at

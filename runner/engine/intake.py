@@ -18,6 +18,8 @@ from runner.message import (
     FAILED,
     FLOWRUN_STATUS,
     MAX_BODY_BYTES,
+    REPLAY,
+    REPLAY_ANEW,
     Delivery,
     Message,
     Outgoing,
@@ -55,7 +57,13 @@ def read(plan: Plan, program: Program, delivery: Delivery, now: datetime, env: M
     scope = _scope("event", payload, message, now, env)
     if not _wanted(program, event, scope):
         return None
-    return _started(program, message, _key(program, scope), now, None)
+    return _started(program, message, _key(program, scope), now, None, _anew(delivery))
+
+
+def _anew(delivery: Delivery) -> str:
+    """The replay that an event is to begin another run in; only what comes straight to the queue can say so."""
+    headers = delivery.properties.headers
+    return str(headers.get(REPLAY, "")) if delivery.exchange == "" and headers.get(REPLAY_ANEW) else ""
 
 
 def _read_command(
@@ -159,10 +167,13 @@ def _scope(root: str, payload: Any, message: Message, now: datetime, env: Mappin
     }
 
 
-def _started(program: Program, message: Message, key: str | None, now: datetime, caller: Caller | None) -> RunStarted:
+def _started(
+    program: Program, message: Message, key: str | None, now: datetime, caller: Caller | None, anew: str = ""
+) -> RunStarted:
     meta = message.meta
+    again = f"\0{anew}" if anew else ""
     return RunStarted(
-        run_id=run_id(program.name, meta.source, meta.id),
+        run_id=run_id(program.name, meta.source, f"{meta.id}{again}"),
         flow=program.flow,
         handler=program.name,
         plan_hash=program.plan_hash,
@@ -170,7 +181,7 @@ def _started(program: Program, message: Message, key: str | None, now: datetime,
         data=message.data,
         started_at=rfc3339(now),
         trace=dict(message.trace),
-        key=key,
+        key=f"{key} (replay {anew})" if key is not None and anew else key,
         caller=caller,
     )
 

@@ -532,8 +532,9 @@ class PostgresStore:
             while self._waiting:
                 group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
                 # What expects a version is judged by what is durable, and so goes alone, after the rest.
-                alone = [waiting for waiting in group if _expects_a_version(waiting[0])]
-                for part in ([waiting for waiting in group if waiting not in alone], *([one] for one in alone)):
+                together = [waiting for waiting in group if not _expects_a_version(waiting[0])]
+                alone = [[waiting] for waiting in group if _expects_a_version(waiting[0])]
+                for part in (together, *alone):
                     try:
                         await self._commit_group(part)
                     except Exception as error:  # whatever it is, later commits must be written
