@@ -72,6 +72,9 @@ def commands() -> Iterator[tuple[list[str], Sequence[Payment]]]:
     yield ["start", "--until-idle"], ()
     yield ["runs", "list", "--limit", "100"], ()
 
+    say("What the events of all that say of the orders: a read model, folded from the log.")
+    yield ["query", "order_status"], ()
+
 
 def serve(command: list[Any], payments: Sequence[Payment], **options: Any) -> int:
     """Run `start`, which goes on for ever, and pay; stop it once each payment has begun to wait, or has waited."""

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from runner.engine.outbox import Outbox
     from runner.engine.projector import Projector
     from runner.engine.read_models import ReadModels
+    from runner.engine.retention import Retention
     from runner.engine.run import Run
     from runner.engine.runs import Environment, Runs, Watch
     from runner.engine.suspects import Suspects
@@ -146,6 +148,7 @@ class App:
             event_log=self.store,
             schedules=self.store,
             projector=projector(plan, self.store),
+            retention=self._retention(plan),
             runs=runs,
             environment=_environment(role.mask),
             mask=role.mask,
@@ -212,6 +215,24 @@ class App:
             environment=_environment(role.mask),
             clock=SystemClock(),
             on_commit=on_commit,
+        )
+
+    def _retention(self, plan: Plan) -> Retention | None:
+        from runner.archive import FolderArchive
+        from runner.clock import SystemClock
+        from runner.engine.retention import Retention
+
+        settings = self.settings
+        if settings.retention_s is None:
+            return None
+        return Retention(
+            keep=timedelta(seconds=settings.retention_s),
+            archive=None if settings.archive is None else FolderArchive(settings.archive),
+            types={name for projection in plan.projections.values() for name in projection.folds},
+            log=self.store,
+            projections=self.store.projections,
+            schedules=self.store,
+            clock=SystemClock(),
         )
 
     def _older_plans(self, kept: Mapping[str, Mapping[str, str]], plan: Plan, registry: Registry) -> dict[str, Plan]:

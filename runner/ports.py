@@ -321,6 +321,16 @@ class EventLog(Protocol):
         """The position of the last event; 0 if there is none."""
         ...
 
+    async def old(self, before: datetime, *, but: Collection[str], after: int, up_to: int) -> Sequence[LoggedEvent]:
+        """Events behind the position `after`, up to the position `up_to`, from before that time, that nobody needs any
+        more: not of the types `but`, not what began a run that is not over, or came from it, and not what a dead letter
+        is of."""
+        ...
+
+    async def forget(self, positions: Collection[int]) -> None:
+        """Delete these events, for good. The next event about their subject is numbered on from those that are left."""
+        ...
+
     async def types(self) -> Sequence[str]:
         """All types that some event has."""
         ...

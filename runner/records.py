@@ -300,6 +300,24 @@ class LoggedEvent(msgspec.Struct, frozen=True, kw_only=True):
     handler: str | None = None
 
 
+def event_json(event: LoggedEvent) -> dict[str, Any]:
+    """An event as commands and archives have it (LANGUAGE, Commands); `data` byte for byte, but on one line."""
+    meta = event.meta
+    return {
+        "position": event.position,
+        "id": meta.id,
+        "type": meta.type,
+        "source": meta.source,
+        "subject": meta.subject,
+        "version": event.version,
+        "time": meta.time,
+        "correlation_id": meta.correlation_id,
+        "causation_id": meta.causation_id,
+        "run_id": event.run_id,
+        "data": msgspec.Raw(msgspec.json.format(event.data, indent=-1)),
+    }
+
+
 class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which events of the log: those that fit all that is given. `since` and `until` are of the events' own times,
     `until` and `up_to_version` included."""

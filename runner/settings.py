@@ -14,6 +14,7 @@ from runner.errors import SettingsError
 from runner.lang import schema
 from runner.lang.load import Sources, load
 from runner.source import Document, plain
+from runner.times import parse_duration_s
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
@@ -35,6 +36,10 @@ class Settings:
     listen: str | None = None
     """Where HTTP is served, `host:port`; None: nowhere."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    retention_s: float | None = None
+    """Events that are older are taken out of the log; None: none are."""
+    archive: Path | None = None
+    """The folder that they are kept in then, below `root` unless it is absolute."""
 
 
 def read_file(root: Path) -> tuple[Document | None, list[Diagnostic]]:
@@ -72,6 +77,7 @@ def load_settings(
             raise SettingsError(f"{name} is empty", hint=f"leave it out, or give {what}")
     project = given.get("project") or default_project(root)
     served: dict[str, Any] = given.get("http") or {}
+    events: dict[str, Any] = given.get("events") or {}
     brokers = broker or environ.get("FLOWRUN_BROKER") or given.get("broker") or "embedded:"
     return Settings(
         root=root,
@@ -81,6 +87,8 @@ def load_settings(
         topology=given.get("topology") or "declare",
         listen=http or served.get("listen"),
         trusted_proxies=tuple(_network(text) for text in served.get("trusted_proxies") or ()),
+        retention_s=_retention_s(events.get("retention")),
+        archive=root / events["archive"] if events.get("archive") else None,
     )
 
 
@@ -96,6 +104,15 @@ def project_name(root: Path) -> str:
     given = plain(document.root) if document is not None else None
     name = given.get("project") if isinstance(given, dict) else None
     return name if isinstance(name, str) and not _VARIABLE.search(name) else default_project(root)
+
+
+def _retention_s(text: object) -> float | None:
+    if text is None:
+        return None
+    seconds = parse_duration_s(str(text))
+    if not seconds:
+        raise SettingsError(f'{FILE}: events.retention: "{text}" is not a duration', hint="for example 90d")
+    return seconds
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:

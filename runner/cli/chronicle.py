@@ -13,7 +13,7 @@ from runner.cli.story import short
 from runner.lang.report import printable
 from runner.message import Meta, decode_json, encode_json
 from runner.ports import AnyStore
-from runner.records import EventFilter, LoggedEvent, RunSummary, StoredRun
+from runner.records import EventFilter, LoggedEvent, RunSummary, StoredRun, event_json
 
 EVERY = 1_000_000
 VALUE_SHOWN = 80
@@ -93,24 +93,6 @@ async def _run(store: AnyStore, event: LoggedEvent) -> StoredRun | None:
 
 
 # --- as JSON
-
-
-def event_json(event: LoggedEvent) -> dict[str, Any]:
-    """As LANGUAGE, Commands, has it; `data` byte for byte, but on one line."""
-    meta = event.meta
-    return {
-        "position": event.position,
-        "id": meta.id,
-        "type": meta.type,
-        "source": meta.source,
-        "subject": meta.subject,
-        "version": event.version,
-        "time": meta.time,
-        "correlation_id": meta.correlation_id,
-        "causation_id": meta.causation_id,
-        "run_id": event.run_id,
-        "data": msgspec.Raw(msgspec.json.format(event.data, indent=-1)),
-    }
 
 
 def account_json(found: Account) -> dict[str, Any]:

@@ -11,12 +11,11 @@ from typing import Any, BinaryIO
 import click
 import msgspec
 
-from runner.cli import chronicle
 from runner.cli.payload import MisfitError
 from runner.errors import SettingsError
 from runner.message import MAX_BODY_BYTES, Meta, decode_json
 from runner.ports import EventLog
-from runner.records import EventRecord, LoggedEvent
+from runner.records import EventRecord, LoggedEvent, event_json
 from runner.times import parse_time, rfc3339
 
 BATCH = 500
@@ -57,7 +56,7 @@ async def _write(batches: AsyncIterator[Sequence[LoggedEvent]], target: BinaryIO
     count = done = 0
     with _progress("exporting", last) as bar:
         async for events in batches:
-            target.write(b"".join(msgspec.json.encode(chronicle.event_json(event)) + b"\n" for event in events))
+            target.write(b"".join(msgspec.json.encode(event_json(event)) + b"\n" for event in events))
             count += len(events)
             bar.update(events[-1].position - done)
             done = events[-1].position

@@ -19,7 +19,7 @@ from runner.diagnostics import did_you_mean
 from runner.errors import NotFoundError
 from runner.lang.report import printable
 from runner.ports import AnyStore
-from runner.records import EventFilter, LoggedEvent
+from runner.records import EventFilter, LoggedEvent, event_json
 from runner.settings import load_settings
 
 EVERY = 1_000_000
@@ -54,7 +54,7 @@ def list_command(
             return
     events, doubt = _with_store(root, store, lambda s: _last(s, wanted, kind, limit))
     if as_json:
-        output.echo(output.json_value([chronicle.event_json(event) for event in events]))
+        output.echo(output.json_value([event_json(event) for event in events]))
     else:
         for line in chronicle.listing(events) if events else ["No events."]:
             output.echo(line)
@@ -104,7 +104,7 @@ def chain_command(subject: str, as_of: int | str | None, root: Path, store: str 
 
     found = _with_store(root, store, find)
     if as_json:
-        output.echo(output.json_value([chronicle.event_json(link.event) for link in found]))
+        output.echo(output.json_value([event_json(link.event) for link in found]))
         return
     for line in chronicle.chain_lines(found):
         output.echo(line)
@@ -202,7 +202,7 @@ async def _follow(store: AnyStore, wanted: EventFilter, kind: str | None, limit:
         output.echo(printable(doubt), err=True)
     while True:
         for event in events:
-            text = msgspec.json.encode(chronicle.event_json(event)).decode() if as_json else chronicle.line(event)
+            text = msgspec.json.encode(event_json(event)).decode() if as_json else chronicle.line(event)
             output.echo(text)
             after = event.position
         if len(events) < BATCH:

@@ -42,7 +42,9 @@ WAIT_POLL_S = 0.5
 DRAIN_TIMED_OUT = 75
 
 _log = logging.getLogger("flowrun")
-_PLAIN = ("flowrun", "flowrun.worker", "flowrun.outbox", "flowrun.watchdog", "flowrun.http")
+_PLAIN = tuple(
+    f"flowrun{name}" for name in ("", ".worker", ".outbox", ".watchdog", ".http", ".projections", ".retention")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

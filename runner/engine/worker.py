@@ -20,6 +20,7 @@ from runner.engine.outbox import Outbox
 from runner.engine.projector import Projector
 from runner.engine.replies import reply_to
 from runner.engine.results import NotOurs
+from runner.engine.retention import Retention
 from runner.engine.run import Run
 from runner.engine.runs import Environment, Runs, Watch
 from runner.engine.scheduler import Scheduler
@@ -92,6 +93,7 @@ class Worker:
         event_log: EventLog,
         schedules: ScheduleStore,
         projector: Projector,
+        retention: Retention | None = None,
         runs: Callable[[Callable[[], bool], Watch], Runs],
         environment: Environment,
         mask: Mask,
@@ -119,6 +121,7 @@ class Worker:
         self._runs = runs(lambda: self._draining, self._committed)
         self._outbox = Outbox(store, transport)
         self._projector = projector
+        self._retention = retention
         self._scheduler = Scheduler(
             plan=plan, store=schedules, clock=clock, env=environment.env, poke=self._outbox.poke
         )
@@ -145,6 +148,7 @@ class Worker:
                 self._cancels.append(await self._consume(lane))
         work = [self._outbox.run(), self._take_runs(), self._projector.run()]
         work += [self._scheduler.run()] if self._plan.schedules else []
+        work += [self._retention.run()] if self._retention is not None else []
         return tuple(asyncio.create_task(each) for each in work)
 
     async def _consume_replies_and_journal(self) -> None:

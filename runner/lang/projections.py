@@ -18,8 +18,9 @@ _OPERATIONS = ("set", "increment", "append")
 
 
 def definition_of(projection: ProjectionDecl) -> str:
-    """The definition of what a flow file declares without faults: what each event does, by its name."""
-    return json.dumps({str(fold.event.value): _fold(fold) for fold in projection.folds}, sort_keys=True)
+    """The definition of what a flow file declares without faults: what each event does, by its name. In the author's
+    order, which is that of the fields."""
+    return json.dumps({str(fold.event.value): _fold(fold) for fold in projection.folds})
 
 
 def compile_projection(name: str, definition: str) -> Projection:

@@ -472,6 +472,15 @@ class PostgresStore:
         """See `EventLog.head`."""
         return int(await self._with(lambda c: c.fetchval(_SQL["head"])))
 
+    async def old(self, before: datetime, *, but: Collection[str], after: int, up_to: int) -> Sequence[LoggedEvent]:
+        """See `EventLog.old`."""
+        values = (after, up_to, rfc3339(before), list(but))
+        return [rows.logged_event(row) for row in await self._with(lambda c: c.fetch(_SQL["old"], *values))]
+
+    async def forget(self, positions: Collection[int]) -> None:
+        """See `EventLog.forget`."""
+        await self._with(lambda c: c.execute(_SQL["forget"], list(positions)))
+
     async def types(self) -> Sequence[str]:
         """See `EventLog.types`."""
         return [row["type"] for row in await self._with(lambda c: c.fetch(_SQL["event_types"]))]

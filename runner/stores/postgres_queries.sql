@@ -105,6 +105,23 @@ ORDER BY events.position DESC LIMIT $2
 -- name: head
 SELECT coalesce(max(position), 0) FROM events
 
+-- name: old  (id, source) of triggers and letters are in their JSON
+SELECT position, id, type, source, subject, version, time, correlation_id, causation_id, data, run_id, NULL
+FROM events
+WHERE position > $1 AND position <= $2 AND time < $3 AND type <> ALL ($4::text[])
+    AND NOT EXISTS (SELECT FROM runs WHERE runs.id = events.run_id AND runs.finished_at IS NULL)
+    AND (id, source) NOT IN (
+        SELECT trigger::json ->> 'id', trigger::json ->> 'source' FROM runs WHERE finished_at IS NULL
+    )
+    AND NOT EXISTS (
+        SELECT FROM dead_letters
+        WHERE letter::json ->> 'message_id' = events.id AND letter::json ->> 'source' = events.source
+    )
+ORDER BY position
+
+-- name: forget
+DELETE FROM events WHERE position = ANY ($1::bigint[])
+
 -- name: event_types
 SELECT DISTINCT type FROM events ORDER BY type
 

@@ -326,6 +326,16 @@ class SqliteStore:
         """See `EventLog.head`."""
         return await self._file.read(lambda c: int(c.execute(_SQL["head"]).fetchone()[0]))
 
+    async def old(self, before: datetime, *, but: Collection[str], after: int, up_to: int) -> Sequence[LoggedEvent]:
+        """See `EventLog.old`."""
+        values = (after, up_to, rfc3339(before), rows.text(list(but)))
+        found = await self._file.read(lambda c: c.execute(_SQL["old"], values).fetchall())
+        return [rows.logged_event(row) for row in found]
+
+    async def forget(self, positions: Collection[int]) -> None:
+        """See `EventLog.forget`."""
+        await self._file.write(lambda c: c.execute(_SQL["forget"], (rows.text(list(positions)),)))
+
     async def types(self) -> Sequence[str]:
         """See `EventLog.types`."""
         return await self._file.read(lambda c: [name for (name,) in c.execute(_SQL["event_types"])])

@@ -87,6 +87,23 @@ ORDER BY events.position DESC LIMIT :limit
 -- name: head
 SELECT coalesce(max(position), 0) FROM events
 
+-- name: old  (id, source) of triggers and letters are in their JSON
+SELECT position, id, type, source, subject, version, time, correlation_id, causation_id, data, run_id, NULL
+FROM events
+WHERE position > ?1 AND position <= ?2 AND time < ?3 AND type NOT IN (SELECT value FROM json_each(?4))
+    AND (run_id IS NULL OR run_id NOT IN (SELECT id FROM runs WHERE finished_at IS NULL))
+    AND (id, source) NOT IN (
+        SELECT json_extract(trigger, '$.id'), json_extract(trigger, '$.source') FROM runs WHERE finished_at IS NULL
+    )
+    AND (id, source) NOT IN (
+        SELECT json_extract(letter, '$.message_id'), json_extract(letter, '$.source') FROM dead_letters
+        WHERE json_extract(letter, '$.message_id') IS NOT NULL AND json_extract(letter, '$.source') IS NOT NULL
+    )
+ORDER BY position
+
+-- name: forget
+DELETE FROM events WHERE position IN (SELECT value FROM json_each(?))
+
 -- name: event_types
 SELECT DISTINCT type FROM events ORDER BY type
 

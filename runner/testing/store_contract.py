@@ -563,6 +563,42 @@ class StoreContract:
             assert set(await store.subjects_near("order/3", 1)) == {"order/2", "x", "y"}
             assert "y" in await store.subjects_near("aaaa", 1)
 
+    async def test_old_events_are_those_that_no_run_and_no_letter_needs_and_can_be_forgotten(self) -> None:
+        def typed(number: int, kind: str = "order.placed", **fields: Any) -> EventRecord:
+            return EventRecord(meta=replace(meta(number, subject="a"), type=kind), data=b"{}", **fields)
+
+        async with self.store() as store:
+            await store.commit(begin(3))
+            await store.append(
+                [
+                    typed(1),
+                    typed(2, "order.kept"),
+                    typed(3),  # began a run that is not over
+                    typed(4, run_id=run_id(3)),  # came from it
+                    typed(5),  # a dead letter is of it
+                    typed(6),
+                    typed(50),  # too young
+                ]
+            )
+            await store.bury(letter(5, message_id="m-5", source=meta(5).source))
+            before, head = START + timedelta(seconds=10), await store.head()
+
+            async def old(after: int = 0, up_to: int = head) -> list[str]:
+                found = await store.old(before, but=["order.kept"], after=after, up_to=up_to)
+                return [entry.meta.id for entry in found]
+
+            assert await old() == ["m-1", "m-6"]
+            first = (await store.events(EventFilter(), limit=1))[0].position
+            assert await old(after=first) == ["m-6"]
+            assert await old(up_to=first) == ["m-1"]
+            await store.commit(go_on(3, RunState.COMPLETED, finished_at=at(60)))
+            assert await old() == ["m-1", "m-3", "m-4", "m-6"]
+            await store.forget([first])
+            assert await old() == ["m-3", "m-4", "m-6"]
+            assert await store.append([typed(1)]) == 1
+            newest = await store.events(EventFilter(), limit=1, newest=True)
+            assert [(entry.meta.id, entry.version) for entry in newest] == [("m-1", 8)]
+
     async def test_the_runs_that_an_event_began_are_known_by_its_id_and_source(self) -> None:
         async with self.store() as store:
             await store.commit(begin(1))

@@ -50,6 +50,9 @@ def test_every_command_prints_what_the_readme_says(tmp_path: Path) -> None:
         if command.startswith("cd "):
             folder = folder / command[3:]
             continue
+        if command.startswith("flowrun query") and "projections:" not in (folder / "flows/hello.yaml").read_text():
+            with (folder / "flows/hello.yaml").open("a") as flow:
+                flow.writelines(block for block in YAML if block.startswith("projections:"))
         words, _, remark = command.partition("    # exit ")
         done = subprocess.run(
             words, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False

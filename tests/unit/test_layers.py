@@ -30,7 +30,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "engine": (("engine",), frozenset({"words", "ports", "steps"})),
     "clock": (("clock",), frozenset()),
     "wiring": (
-        ("settings", "environment", "registry", "app", "supervisor", "watchdog"),
+        ("settings", "environment", "registry", "app", "archive", "supervisor", "watchdog"),
         frozenset({"words", "ports", "shared", "steps", "transports", "stores", "handlers", "lang", "engine", "clock",
                    "wiring"}),
     ),
