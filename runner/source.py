@@ -48,6 +48,13 @@ class Lines:
         line = bisect_right(self._starts, offset)
         return Position(offset, line, offset - self._starts[line - 1] + 1)
 
+    def span(self, filename: str, start: int, text: str) -> Span:
+        """The place of a text that begins at an offset."""
+        begin = self.position(start)
+        if "\n" in text:
+            return Span(filename, begin, self.position(start + len(text)))
+        return Span(filename, begin, Position(start + len(text), begin.line, begin.column + len(text)))
+
     def line(self, filename: str, number: int) -> Span:
         """The words of a line, counted from 1; of the nearest one if there is none such."""
         number = min(max(number, 1), len(self._starts))
@@ -97,11 +104,17 @@ class MappingNode(Node):
 
     def get(self, key: str) -> Node | None:
         """The value of a key, or None."""
-        return next((value for name, value in self.entries if name.text == key), None)
+        for name, value in self.entries:
+            if name.text == key:
+                return value
+        return None
 
     def key(self, key: str) -> ScalarNode | None:
         """The key's own node, for pointing at it."""
-        return next((name for name, _ in self.entries if name.text == key), None)
+        for name, _ in self.entries:
+            if name.text == key:
+                return name
+        return None
 
     def items(self) -> Iterator[tuple[str, ScalarNode, Node]]:
         """(key, key's node, value's node)."""
