@@ -71,14 +71,7 @@ def load_project(
         from runner.registry import discover
 
         registry = discover(root)
-    with _without_collector():
-        compilation = compile_project(
-            Sources(root),
-            project=project or project_name(root),
-            signatures=registry.signatures if registry is not None else None,
-            signatures_complete=registry is None or not registry.diagnostics,
-            files=files,
-        )
+    compilation = _compile(Sources(root), registry, project=project or project_name(root), files=files)
     document, faults = read_file(root)
     extra = [*faults, *(registry.diagnostics if registry is not None else ())]
     documents = {**compilation.documents, **(registry.documents if registry is not None else {})}
@@ -92,6 +85,22 @@ def load_project(
     if merged.errors:
         merged = Compilation(plan=None, diagnostics=merged.diagnostics, documents=documents)
     return Project(merged, registry)
+
+
+def look_again(root: Path, loaded: Project, texts: Mapping[str, str], files: Iterable[str]) -> Compilation:
+    """Compile flow files once more, with these texts in the place of theirs, against the plugins that were loaded."""
+    return _compile(Sources(root, texts), loaded.registry, project=project_name(root), files=files)
+
+
+def _compile(sources: Sources, registry: Registry | None, *, project: str, files: Iterable[str] | None) -> Compilation:
+    with _without_collector():
+        return compile_project(
+            sources,
+            project=project,
+            signatures=registry.signatures if registry is not None else None,
+            signatures_complete=registry is None or not registry.diagnostics,
+            files=files,
+        )
 
 
 @contextmanager

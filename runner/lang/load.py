@@ -41,7 +41,8 @@ _TAG = re.compile(r"![^\s,\]}]*")
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The texts of a project, by name relative to its root: from its folder, or as a store kept them."""
+    """The texts of a project, by name relative to its root: from its folder, or as a store kept them. Where there are
+    both, the text that is kept stands for the file."""
 
     root: Path | None
     kept: Mapping[str, str] = field(default_factory=dict)
@@ -49,10 +50,10 @@ class Sources:
     def read(self, name: str) -> bytes:
         """The bytes of a file inside the project, no more than one above MAX_BYTES. Raises OSError, also for what
         lies outside it."""
-        if self.root is None:
-            if name not in self.kept:
-                raise FileNotFoundError(name)
+        if name in self.kept:
             return self.kept[name].encode()
+        if self.root is None:
+            raise FileNotFoundError(name)
         root = self.root.resolve()
         try:
             path = (root / name).resolve()
@@ -239,7 +240,8 @@ class _Builder:
         end = self._lines.position(_index(event.end_mark))
         if frame.children and frame.children[-1].span.end.offset < end.offset:
             closing = self.text[end.offset - 1 : end.offset] in ("]", "}")
-            end = end if closing else max(frame.children[-1].span.end, frame.start)
+            # The last value may be an alias, whose place is its anchor's; then the key before it is what ends here.
+            end = end if closing else max(frame.start, *(child.span.end for child in frame.children[-2:]))
         span = Span(self.name, frame.start, end)
         node: Node
         if frame.is_mapping:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runner.diagnostics import Diagnostic, Related, did_you_mean
+from runner.diagnostics import Diagnostic, Related, did_you_mean, respelt
 from runner.lang.declare import CommandDecl, FlowDecl, HandlerDecl, RouteDecl
 from runner.lang.project import Declarations
+from runner.source import ScalarNode
 
 
 def check(project: Declarations) -> Iterator[Diagnostic]:
@@ -25,6 +26,7 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
                 summary=f'no command named "{step.name}"',
                 span=step.target.span,
                 help=did_you_mean(step.name, project.commands) or "declare it under commands:",
+                fix=respelt(step.target, step.name, project.commands) if isinstance(step.target, ScalarNode) else None,
             )
 
 
@@ -42,7 +44,14 @@ def _receiver(project: Declarations, command: CommandDecl) -> Iterator[Diagnosti
         full = name if "." in name else f"{command.flow}.{name}"
         if full not in project.handlers:
             help = did_you_mean(full, project.handlers) or "a handler of another flow is called flow.handler"
-            yield Diagnostic(code="FR205", summary=f'no handler named "{name}"', span=command.handler.span, help=help)
+            own = [each.name for each in project.handlers.values() if each.flow == command.flow]
+            yield Diagnostic(
+                code="FR205",
+                summary=f'no handler named "{name}"',
+                span=command.handler.span,
+                help=help,
+                fix=respelt(command.handler, name, project.handlers if "." in name else own),
+            )
 
 
 def _served(project: Declarations, handler: HandlerDecl) -> Iterator[Diagnostic]:
