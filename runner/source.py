@@ -6,6 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 Scalar = None | bool | int | float | str
 
@@ -169,11 +170,18 @@ def _part(node: ScalarNode, start: int, length: int) -> Span:
     value = node.value
     if not isinstance(value, str):
         return node.span
-    places = _block_places(node.raw, value) if node.raw[:1] in ("|", ">") else _flow_places(node.raw, value)
+    places = _places(node.raw, value)
     if places is None or start >= len(value):
         return node.span
     begin, end = places[start], places[min(start + length, len(value))]
     return Span(node.span.filename, _moved(node, begin), _moved(node, max(end, begin + 1)))
+
+
+@lru_cache(maxsize=1)
+def _places(raw: str, value: str) -> list[int] | None:
+    """Where each character of a value stands in its text, and where the text ends. Kept for the next call: a long text
+    may have many faults."""
+    return _block_places(raw, value) if raw[:1] in ("|", ">") else _flow_places(raw, value)
 
 
 def _moved(node: ScalarNode, by: int) -> Position:
