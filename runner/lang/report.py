@@ -11,6 +11,8 @@ from runner.diagnostics import Diagnostic, Fix
 from runner.source import Document, Position, Span
 
 WIDTH = 120
+SNIPPET_MOST = 1000
+"""A longer line is no snippet: a file of one line with a fault at each word would make a report of its square."""
 _UNSAFE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 Paint = Callable[[str, str], str]
@@ -117,6 +119,8 @@ def _columns(text: str) -> int:
 
 def _json_one(d: Diagnostic, documents: Mapping[str, Document]) -> dict[str, object]:
     code = _line(documents, d.span)
+    if code is not None and len(code) > SNIPPET_MOST:
+        code = None
     return {
         "severity": str(d.severity),
         "code": d.code,
