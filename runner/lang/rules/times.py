@@ -23,13 +23,12 @@ class _Limit:
 
 def check(project: Declarations) -> Iterator[Diagnostic]:
     """Times that can never come, or that leave no time."""
-    patience = _patience(project)
     for handler in project.handlers.values():
         limits = list(_limits(handler.body.get("timeout"), "the run's"))
         yield from _steps(handler.steps, limits)
         yield from _retry(handler.body.get("retry"), limits)
         for command in project.commands_of(handler):
-            yield from _waits_of(handler, command, patience.get(command.name, 0.0))
+            yield from _waits_of(project, handler, command)
     for _, _, step in project.steps():
         yield from _nothing(step.node.get("timeout"))
     for command in project.commands.values():
@@ -101,22 +100,13 @@ def _retry(node: Node | None, limits: list[_Limit]) -> Iterator[Diagnostic]:
         yield Diagnostic(code="FR511", summary=summary, span=delay.span, related=related)
 
 
-def _patience(project: Declarations) -> dict[str, float]:
-    """The longest that a step says to wait for a command, by its name."""
-    longest: dict[str, float] = {}
-    for _, _, step in project.steps():
-        if step.action == "command" and step.name is not None:
-            seconds = duration_s(step.node.get("timeout")) or 0.0
-            longest[step.name] = max(longest.get(step.name, 0.0), seconds)
-    return longest
-
-
-def _waits_of(handler: HandlerDecl, command: CommandDecl, callers_s: float) -> Iterator[Diagnostic]:
+def _waits_of(project: Declarations, handler: HandlerDecl, command: CommandDecl) -> Iterator[Diagnostic]:
     """FR512: a command is done by who waits longer than anyone here waits for it; other programs may be patient."""
     declared = command.body.get("timeout")
     if declared is None or (patience := duration_s(declared)) is None:
         return
-    patience = max(patience, callers_s)
+    callers = [step.node.get("timeout") for _, step in project.senders_of(command)]
+    patience = max([patience, *(seconds for node in callers if (seconds := duration_s(node)) is not None)])
     for step in all_steps(handler.steps):
         for node, what in _times(step) if step.action in ("wait", "wait_for") else ():
             seconds = duration_s(node)
