@@ -3,7 +3,7 @@ CASE ?=
 FAULT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench faults services lock
+.PHONY: help demo test check bench faults fuzz services lock
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,9 @@ bench: .venv/.installed ## Measure; CASE=name for one benchmark
 
 faults: services ## Break everything, many times over, and print the table; FAULT=name for some of it
 	@.venv/bin/python tests/faults/table.py "$(FAULT)"
+
+fuzz: .venv/.installed ## Validate ten thousand flow files that went wrong, and name the slowest
+	@FLOWRUN_FUZZ_CASES=10000 .venv/bin/pytest -q -rP -n auto --maxprocesses 4 tests/fuzz
 
 services: .venv/.installed ## As root on Debian, install the RabbitMQ and PostgreSQL that the tests start
 	@.venv/bin/python tests/install_services.py

@@ -11,6 +11,7 @@ CASES = {
     "waits": "ten thousand runs that wait for an event",
     "blocks": "a thousand steps in a loop, and as runs of their own",
     "events": "how fast the event log takes in what comes",
+    "validate": "how `validate` grows with the number of files",
     "emit": "from `flowrun emit` in one process to the run's beginning in another",
 }
 

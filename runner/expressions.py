@@ -48,6 +48,8 @@ T = TypeVar("T")
 FUNCTIONS = frozenset({"now", "uuid", "range"})
 _NAMED: Final = {"omit": OMIT, "null": None}
 """Constants that Jinja2 does not know."""
+CACHED = 100_000
+"""How many texts are kept compiled. Each rule reads all flows, and would compile those of a larger project anew."""
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -92,7 +94,7 @@ def holds(value: object) -> bool:
     return bool(value)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=CACHED)
 def parse_expression(source: str) -> Expression:
     """A bare expression, as in `when`. Raises ExpressionSyntaxError."""
     if source.strip().startswith("{{"):
@@ -107,7 +109,7 @@ def parse_expression(source: str) -> Expression:
     return Expression(source, tuple(compiler.reads), _guard(source, compiler.reads, evaluate), (tree,))
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=CACHED)
 def parse_template(source: str) -> Expression:
     """A template: the value itself if it is, spaces apart, one `{{ … }}`, else text.
 

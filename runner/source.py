@@ -6,6 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 Scalar = None | bool | int | float | str
 
@@ -47,6 +48,13 @@ class Lines:
         offset = min(offset, len(self._text))
         line = bisect_right(self._starts, offset)
         return Position(offset, line, offset - self._starts[line - 1] + 1)
+
+    def span(self, filename: str, start: int, text: str) -> Span:
+        """The place of a text that begins at an offset."""
+        begin = self.position(start)
+        if "\n" in text:
+            return Span(filename, begin, self.position(start + len(text)))
+        return Span(filename, begin, Position(start + len(text), begin.line, begin.column + len(text)))
 
     def line(self, filename: str, number: int) -> Span:
         """The words of a line, counted from 1; of the nearest one if there is none such."""
@@ -97,11 +105,17 @@ class MappingNode(Node):
 
     def get(self, key: str) -> Node | None:
         """The value of a key, or None."""
-        return next((value for name, value in self.entries if name.text == key), None)
+        for name, value in self.entries:
+            if name.text == key:
+                return value
+        return None
 
     def key(self, key: str) -> ScalarNode | None:
         """The key's own node, for pointing at it."""
-        return next((name for name, _ in self.entries if name.text == key), None)
+        for name, _ in self.entries:
+            if name.text == key:
+                return name
+        return None
 
     def items(self) -> Iterator[tuple[str, ScalarNode, Node]]:
         """(key, key's node, value's node)."""
@@ -156,11 +170,18 @@ def _part(node: ScalarNode, start: int, length: int) -> Span:
     value = node.value
     if not isinstance(value, str):
         return node.span
-    places = _block_places(node.raw, value) if node.raw[:1] in ("|", ">") else _flow_places(node.raw, value)
+    places = _places(node.raw, value)
     if places is None or start >= len(value):
         return node.span
     begin, end = places[start], places[min(start + length, len(value))]
     return Span(node.span.filename, _moved(node, begin), _moved(node, max(end, begin + 1)))
+
+
+@lru_cache(maxsize=1)
+def _places(raw: str, value: str) -> list[int] | None:
+    """Where each character of a value stands in its text, and where the text ends. Kept for the next call: a long text
+    may have many faults."""
+    return _block_places(raw, value) if raw[:1] in ("|", ">") else _flow_places(raw, value)
 
 
 def _moved(node: ScalarNode, by: int) -> Position:

@@ -6,17 +6,21 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from runner import __version__
-from runner.app import load_project
+from runner.app import Project, load_project
 from runner.cli import options, output
 from runner.diagnostics import Diagnostic, did_you_mean
 from runner.errors import SettingsError
 from runner.lang import report
 from runner.lang.compile import Compilation
 from runner.lang.load import Sources
+
+if TYPE_CHECKING:
+    from runner.cli import fixing
 
 FORMATS = ("full", "concise", "json", "github", "gitlab", "sarif", "junit")
 
@@ -32,6 +36,16 @@ class _Asked:
     strict: bool
     select: tuple[str, ...]
     ignore: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The project's flow files, those of them that PATHS name, what it compiles to, and what is to be said of it."""
+
+    everything: list[str]
+    chosen: list[str] | None
+    project: Project
+    diagnostics: list[Diagnostic]
 
 
 def _prefixes(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -64,6 +78,8 @@ def _prefixes(ctx: click.Context, parameter: click.Parameter, given: tuple[str, 
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 @click.option("--select", metavar="CODES", multiple=True, callback=_prefixes, help="Report these only: FR203,FR3.")
 @click.option("--ignore", metavar="CODES", multiple=True, callback=_prefixes, help="Do not report these.")
+@click.option("--fix", is_flag=True, help="Mend what can be mended for certain, then report what is left.")
+@click.option("--diff", is_flag=True, help="Show what --fix would change, and write nothing.")
 @click.option("--watch", is_flag=True, help="Check again whenever a file changes, until Ctrl-C.")
 def command(
     paths: tuple[Path, ...],
@@ -73,6 +89,8 @@ def command(
     strict: bool,
     select: tuple[str, ...],
     ignore: tuple[str, ...],
+    fix: bool,
+    diff: bool,
     watch: bool,
 ) -> None:
     """Check flow files: all faults of all files in one pass.
@@ -81,8 +99,15 @@ def command(
     All flows of the project are read; what is reported is of PATHS only. What is selected or ignored here counts for
     this report; a comment `# flowrun: ignore[CODE]`, on the line or alone above it, counts for start as well.
 
-    Exit codes: 0 valid, 1 errors, 2 usage.
+    --fix puts the one name that is meant in the place of a misspelt one, adds irreversible: true to steps with an
+    effect that nothing undoes, and takes away comments that ignore nothing. All else in the files stays as it is.
+
+    Exit codes: 0 valid, 1 errors, or with --diff changes to make, 2 usage.
     """
+    if watch and (fix or diff):
+        raise click.UsageError("--watch changes nothing: leave out --fix and --diff")
+    if diff and output_format not in ("full", "concise"):
+        raise click.UsageError("--diff prints a diff: leave out --output-format")
     asked = _Asked(
         root=root,
         paths=paths,
@@ -96,11 +121,53 @@ def command(
         from runner.cli.watch import again_and_again
 
         again_and_again(root, paths, lambda: _validate(asked))
+    if diff:
+        raise SystemExit(_diff(asked))
+    if fix:
+        _fix(asked)
     raise SystemExit(_validate(asked))
 
 
 def _validate(asked: _Asked) -> int:
     """Check and report once; returns the exit code. Raises SettingsError."""
+    found = _look(asked)
+    files = found.everything if found.chosen is None else found.chosen
+    for line in _rendered(found.diagnostics, found.project.compilation, files, asked):
+        output.echo(line)
+    return 1 if any(asked.strict or d.is_error for d in found.diagnostics) else 0
+
+
+def _fix(asked: _Asked) -> None:
+    """Write what can be mended, and say so: beside a report for programs, where it is not read as part of it."""
+    from runner.cli import fixing
+
+    fixes = _fixes(asked, _look(asked))
+    fixing.write(asked.root, fixes)
+    for line in fixing.told(fixes):
+        output.echo(line, err=asked.output_format not in ("full", "concise"))
+
+
+def _diff(asked: _Asked) -> int:
+    """Print what would be mended; returns the exit code."""
+    from runner.cli import fixing
+
+    fixes = _fixes(asked, _look(asked))
+    for line in fixing.diff(fixes):
+        output.echo(line)
+    return 1 if fixes.fixed.texts else 0
+
+
+def _fixes(asked: _Asked, found: _Found) -> fixing.Fixes:
+    from runner.cli import fixing
+
+    def wanted(diagnostic: Diagnostic) -> bool:
+        return _is_meant(diagnostic, asked, found.chosen, found.everything)
+
+    return fixing.find(asked.root, found.project, found.everything, wanted)
+
+
+def _look(asked: _Asked) -> _Found:
+    """What there is, and what is to be said of it. Raises SettingsError."""
     root = asked.root
     if not root.is_dir():
         raise SettingsError(f"{root} is not a folder", hint="name the project's folder with -C")
@@ -111,15 +178,9 @@ def _validate(asked: _Asked) -> int:
             f"no flow files found in {root / 'flows'}",
             hint="go to a project's folder, or name it with -C; flowrun init DIR makes one",
         )
-    compilation = load_project(root, plugins=asked.plugins, files=everything).compilation
-    found = [
-        d
-        for d in compilation.diagnostics
-        if (chosen is None or _is_of(d, chosen, everything)) and _is_asked_for(d, asked)
-    ]
-    for line in _rendered(found, compilation, everything if chosen is None else chosen, asked):
-        output.echo(line)
-    return 1 if any(asked.strict or d.is_error for d in found) else 0
+    project = load_project(root, plugins=asked.plugins, files=everything)
+    said = [d for d in project.compilation.diagnostics if _is_meant(d, asked, chosen, everything)]
+    return _Found(everything, chosen, project, said)
 
 
 def _rendered(found: list[Diagnostic], compilation: Compilation, files: list[str], asked: _Asked) -> Iterable[str]:
@@ -156,6 +217,10 @@ def _folder(root: Path) -> str:
     elsewhere."""
     folder = Path(os.path.relpath(root)).as_posix()
     return "" if folder.startswith(".") else f"{folder}/"
+
+
+def _is_meant(diagnostic: Diagnostic, asked: _Asked, chosen: list[str] | None, everything: list[str]) -> bool:
+    return (chosen is None or _is_of(diagnostic, chosen, everything)) and _is_asked_for(diagnostic, asked)
 
 
 def _is_asked_for(diagnostic: Diagnostic, asked: _Asked) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from runner.diagnostics import Diagnostic, did_you_mean
+from runner.diagnostics import Diagnostic, did_you_mean, respelt
 from runner.expressions import ExpressionSyntaxError
 from runner.filters import FILTERS_KNOWN, TESTS_KNOWN
 from runner.source import ScalarNode
@@ -39,12 +39,14 @@ def explain(error: ExpressionSyntaxError, node: ScalarNode) -> Diagnostic:
     at, length = _word(error, text)
     word = text[at : at + length]
     help: str | None
+    fix = None
     if "no filter" in summary or "no test" in summary:
         known = FILTERS_KNOWN if "no filter" in summary else TESTS_KNOWN
         help = did_you_mean(word, known) or f"there are: {', '.join(sorted(known))}"
+        fix = respelt(node, word, known, at)
     else:
         help = _OPERATORS.get(text[at : at + 1])
-    return Diagnostic(code="FR320", summary=summary, span=node.part(at, length), help=help)
+    return Diagnostic(code="FR320", summary=summary, span=node.part(at, length), help=help, fix=fix)
 
 
 def _word(error: ExpressionSyntaxError, text: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from runner.diagnostics import Diagnostic, Severity
+from runner.diagnostics import Diagnostic, Edit, Fix, Severity
 from runner.source import Document, Lines, MappingNode, Node, ScalarNode, SequenceNode, Span
 
 _COMMENT = re.compile(r"(?:^|(?<=\s))#[ \t]*flowrun:[ \t]*ignore\b(?P<codes>[ \t]*\[[^\]\n]*\])?", re.MULTILINE)
@@ -24,6 +24,8 @@ class _Ignore:
     code: str
     span: Span
     line: int
+    fix: Fix | None
+    """Leaves it out."""
 
 
 def without_ignored(
@@ -42,7 +44,7 @@ def without_ignored(
                 said.append(_warning(f"{ignore.code} cannot be ignored: it keeps the flow from starting", ignore.span))
             elif not meant and complete:
                 summary = f"there is no {ignore.code} to ignore"
-                said.append(_warning(summary, ignore.span, help="leave the comment out"))
+                said.append(_warning(summary, ignore.span, help="leave the comment out", fix=ignore.fix))
     return [*kept, *said]
 
 
@@ -71,8 +73,29 @@ def _ignores(document: Document, said: list[Diagnostic]) -> Iterator[_Ignore]:
         if not codes:
             help = "name the codes: # flowrun: ignore[FR503]"
             said.append(_warning("this comment ignores nothing", _span(document, lines, *comment.span()), help=help))
-        for code in codes:
-            yield _Ignore(code.group(), _span(document, lines, *code.span()), line)
+        for number, code in enumerate(codes):
+            without = _without(document.text, comment, codes, number)
+            fix = None
+            if without is not None:
+                fix = Fix("the comment left out", (Edit(_span(document, lines, *without), ""),))
+            yield _Ignore(code.group(), _span(document, lines, *code.span()), line, fix)
+
+
+def _without(text: str, comment: re.Match[str], codes: list[re.Match[str]], number: int) -> tuple[int, int] | None:
+    """What is to be cut out so that a comment no longer names a code: the code and a comma, or all of the comment, with
+    its line if it has one for itself; None if something else stands behind it."""
+    if len(codes) > 1:
+        if number + 1 < len(codes):
+            return codes[number].start(), codes[number + 1].start()
+        return codes[number - 1].end(), codes[number].end()
+    line, end = text.rfind("\n", 0, comment.start()) + 1, text.find("\n", comment.end())
+    end = len(text) if end < 0 else end
+    if text[comment.end() : end].strip():
+        return None
+    before = text[line : comment.start()].rstrip()
+    if not before:
+        return line, min(end + 1, len(text))
+    return line + len(before), comment.end()
 
 
 def _line_meant(rows: list[str], line: int) -> int:
@@ -100,5 +123,5 @@ def _span(document: Document, lines: Lines, start: int, end: int) -> Span:
     return Span(document.filename, lines.position(start), lines.position(end))
 
 
-def _warning(summary: str, span: Span, *, help: str | None = None) -> Diagnostic:
-    return Diagnostic(code="FR012", severity=Severity.WARNING, summary=summary, span=span, help=help)
+def _warning(summary: str, span: Span, *, help: str | None = None, fix: Fix | None = None) -> Diagnostic:
+    return Diagnostic(code="FR012", severity=Severity.WARNING, summary=summary, span=span, help=help, fix=fix)

@@ -40,7 +40,7 @@ _CALLED = {"null": "null", "boolean": "true or false", "integer": "a whole numbe
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something wrong, and where in the scalar it stands. `whose` is the name that the help is about."""
+    """Something wrong, and where in the scalar it stands. `known` are the words of which one may have been meant."""
 
     code: str
     summary: str
@@ -48,6 +48,7 @@ class Fault:
     length: int
     severity: Severity = Severity.ERROR
     help: str | None = None
+    known: tuple[str, ...] = ()
 
 
 class Inference:
@@ -144,7 +145,7 @@ class Inference:
             return  # what may be missing itself has been judged
         lacking = [alt for alt in alts if _lacks(alt, key)]
         if len(lacking) == len(alts):
-            self._say(*_unknown(owner, key, alts), offset, len(key))
+            self._report(_unknown(owner, key, alts, offset))
         elif lacking or any(key in alt.fields and not alt.fields[key].required for alt in alts):
             why = f"{owner} {_why(lacking)}" if lacking else "it is optional"
             help = f"say when: {owner}.{key} is defined, or {owner}.{key} | default(…)" if owner else None
@@ -429,13 +430,14 @@ def _path(node: nodes.Node) -> str:
     return "" if keys is None else ".".join(keys)
 
 
-def _unknown(owner: str, key: str, alts: list[Alt]) -> tuple[str, str, str | None]:
+def _unknown(owner: str, key: str, alts: list[Alt], offset: int) -> Fault:
     kinds = {alt.kind for alt in alts}
     if "object" not in kinds:
-        return "FR333", f"{owner or 'this'} is {_listed(kinds)}: it has no fields", None
+        return Fault("FR333", f"{owner or 'this'} is {_listed(kinds)}: it has no fields", offset, len(key))
     known = sorted({name for alt in alts for name in alt.fields})
     help = did_you_mean(key, known) or f"it has: {', '.join(known) or 'nothing'}"
-    return "FR330", f'{owner or "this"} has no field "{key}"', help
+    summary = f'{owner or "this"} has no field "{key}"'
+    return Fault("FR330", summary, offset, len(key), help=help, known=tuple(known))
 
 
 def _why(lacking: list[Alt]) -> str:

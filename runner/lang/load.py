@@ -29,6 +29,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {text: text.lower() == "true" for text in ("true", "True", "TRUE", "false", "False", "FALSE")}
+_NUMERIC = frozenset("+-.0123456789")
+"""What a number begins with."""
 _INT = re.compile(r"[-+]?[0-9]{1,400}")
 _BASED = re.compile(r"0o[0-7]{1,400}|0x[0-9a-fA-F]{1,400}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -39,7 +41,8 @@ _TAG = re.compile(r"![^\s,\]}]*")
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The texts of a project, by name relative to its root: from its folder, or as a store kept them."""
+    """The texts of a project, by name relative to its root: from its folder, or as a store kept them. Where there are
+    both, the text that is kept stands for the file."""
 
     root: Path | None
     kept: Mapping[str, str] = field(default_factory=dict)
@@ -47,10 +50,10 @@ class Sources:
     def read(self, name: str) -> bytes:
         """The bytes of a file inside the project, no more than one above MAX_BYTES. Raises OSError, also for what
         lies outside it."""
-        if self.root is None:
-            if name not in self.kept:
-                raise FileNotFoundError(name)
+        if name in self.kept:
             return self.kept[name].encode()
+        if self.root is None:
+            raise FileNotFoundError(name)
         root = self.root.resolve()
         try:
             path = (root / name).resolve()
@@ -210,35 +213,35 @@ class _Builder:
 
     def _read(self) -> None:
         for event in yaml.parse(self.text, Loader=_LOADER):
-            match event:
+            match event:  # the commonest first
+                case yaml.ScalarEvent():
+                    self._scalar(event)
+                case yaml.CollectionStartEvent():
+                    self._begin(event)
+                case yaml.CollectionEndEvent():
+                    self._end(event)
+                case yaml.AliasEvent():
+                    self._alias(event)
                 case yaml.DocumentStartEvent():
                     self._documents += 1
                     if self._documents > 1:
                         self._stop("FR010", "one file is one flow: a second document begins here", self._span(event))
-                case yaml.AliasEvent():
-                    self._alias(event)
-                case yaml.ScalarEvent():
-                    self._scalar(event)
-                case yaml.MappingStartEvent() | yaml.SequenceStartEvent():
-                    self._begin(event)
-                case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
-                    self._end(event)
 
     def _begin(self, event: yaml.CollectionStartEvent) -> None:
-        span = self._span(event)
         if event.tag is not None and not event.implicit:
-            self._tag(span)
+            self._tag(self._span(event))
         if len(self._stack) >= MAX_DEPTH:
-            self._stop("FR008", f"nested deeper than {MAX_DEPTH} levels", span)
-        is_mapping = isinstance(event, yaml.MappingStartEvent)
-        self._stack.append(_Collection(span.start, event.anchor, is_mapping))
+            self._stop("FR008", f"nested deeper than {MAX_DEPTH} levels", self._span(event))
+        start = self._lines.position(_index(event.start_mark))
+        self._stack.append(_Collection(start, event.anchor, isinstance(event, yaml.MappingStartEvent)))
 
     def _end(self, event: yaml.CollectionEndEvent) -> None:
         frame = self._stack.pop()
         end = self._lines.position(_index(event.end_mark))
         if frame.children and frame.children[-1].span.end.offset < end.offset:
             closing = self.text[end.offset - 1 : end.offset] in ("]", "}")
-            end = end if closing else max(frame.children[-1].span.end, frame.start)
+            # The last value may be an alias, whose place is its anchor's; then the key before it is what ends here.
+            end = end if closing else max(frame.start, *(child.span.end for child in frame.children[-2:]))
         span = Span(self.name, frame.start, end)
         node: Node
         if frame.is_mapping:
@@ -246,7 +249,9 @@ class _Builder:
         else:
             node = SequenceNode(span, tuple(frame.children))
         self._nodes += 1
-        self._add(_Anchored(node, frame.size, frame.depth), frame.anchor)
+        self._add(node, frame.size, frame.depth)
+        if frame.anchor is not None:
+            self._anchors[frame.anchor] = _Anchored(node, frame.size, frame.depth)
 
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         start, end = _index(event.start_mark), _index(event.end_mark)
@@ -256,12 +261,15 @@ class _Builder:
             properties = _PROPERTIES.match(self.text, start, end)
             start = properties.end() if properties is not None else end
         raw = self.text[start:end].rstrip()  # a block's last line ends with it
-        span = Span(self.name, self._lines.position(start), self._lines.position(start + len(raw)))
+        span = self._lines.span(self.name, start, raw)
         value: Scalar = event.value
         if event.implicit[0] and not event.style:
             value = self._resolve(event.value, span)
         self._nodes += 1
-        self._add(_Anchored(ScalarNode(span, value, raw), 1, 0), event.anchor)
+        node = ScalarNode(span, value, raw)
+        self._add(node, 1, 0)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = _Anchored(node, 1, 0)
 
     def _tag(self, span: Span) -> None:
         found = _TAG.search(self.text, span.start.offset)
@@ -276,6 +284,8 @@ class _Builder:
             return None
         if text in _BOOL:
             return _BOOL[text]
+        if text[0] not in _NUMERIC:
+            return text
         if _INT.fullmatch(text):
             return int(text)
         if _BASED.fullmatch(text):
@@ -302,20 +312,18 @@ class _Builder:
             self._stop("FR008", f"more than {MAX_NODES} values once its aliases are expanded", span)
         if len(self._stack) + anchored.depth > MAX_DEPTH:
             self._stop("FR008", f"nested deeper than {MAX_DEPTH} levels once its aliases are expanded", span)
-        self._add(anchored, None)
+        self._add(anchored.node, anchored.size, anchored.depth)
 
-    def _add(self, part: _Anchored, anchor: str | None) -> None:
+    def _add(self, node: Node, size: int, depth: int) -> None:
         if self._nodes > MAX_NODES:
-            self._stop("FR008", f"more than {MAX_NODES} values", part.node.span)
-        if anchor is not None:
-            self._anchors[anchor] = part
+            self._stop("FR008", f"more than {MAX_NODES} values", node.span)
         if self._stack:
             parent = self._stack[-1]
-            parent.children.append(part.node)
-            parent.size += part.size
-            parent.depth = max(parent.depth, part.depth + 1)
+            parent.children.append(node)
+            parent.size += size
+            parent.depth = max(parent.depth, depth + 1)
         else:
-            self._root = part.node
+            self._root = node
 
     def _entries(self, children: list[Node]) -> tuple[tuple[ScalarNode, Node], ...]:
         own: dict[str, tuple[ScalarNode, Node]] = {}

@@ -34,7 +34,7 @@ _SCHEME = "flowrun:///"
 ANYTHING: Mapping[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Payload:
     """An event's payload schema, usable: `properties` and so on of its outermost object, and its check."""
 
@@ -72,6 +72,7 @@ class Payloads:
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._targets: dict[int, Node] = {}
+        self._types: dict[Payload, Type] = {}
         self.documents: dict[str, Document] = {}
         """The schema files that were read, by name."""
         self.diagnostics: list[Diagnostic] = []
@@ -99,7 +100,9 @@ class Payloads:
 
     def type_of(self, payload: Payload) -> Type:
         """What is known of a payload before it comes."""
-        return of_schema(payload.outline, self._follow(payload.base, payload.root))
+        if payload not in self._types:
+            self._types[payload] = of_schema(payload.outline, self._follow(payload.base, payload.root))
+        return self._types[payload]
 
     def _follow(self, base: str, root: Any) -> Follow:
         def follow(reference: str) -> tuple[Any, Follow] | None:

@@ -45,6 +45,8 @@ class Declarations:
     """By the full name of the handler that they lead to."""
     _commands: Mapping[str, list[CommandDecl]]
     """By the full name of the handler that does them, whether there is one or not."""
+    _senders: Mapping[str, list[tuple[HandlerDecl, StepDecl]]]
+    """By the name of the command that they send, whether there is one or not."""
 
     def matching(self, pattern: str) -> list[str]:
         """The declared events that a route's `on` names, sorted."""
@@ -63,6 +65,10 @@ class Declarations:
     def commands_of(self, handler: HandlerDecl) -> list[CommandDecl]:
         """The commands that name this handler; at most one, in a project without faults."""
         return self._commands.get(handler.full_name, [])
+
+    def senders_of(self, command: CommandDecl) -> list[tuple[HandlerDecl, StepDecl]]:
+        """The steps that send a command, compensations included, each with its handler."""
+        return self._senders.get(command.name, [])
 
     def seems_to_do_a_command(self, handler: HandlerDecl) -> bool:
         """Whether it replies, and some command names no handler that there is: that is one fault, to be said once."""
@@ -129,7 +135,18 @@ def gather(
         signatures=signatures,
         _routes=routes,
         _commands=done,
+        _senders=_senders(flows),
     )
+
+
+def _senders(flows: tuple[FlowDecl, ...]) -> dict[str, list[tuple[HandlerDecl, StepDecl]]]:
+    senders: dict[str, list[tuple[HandlerDecl, StepDecl]]] = {}
+    for flow in flows:
+        for handler in flow.handlers:
+            for step in all_steps(handler.steps + handler.on_failure):
+                if step.action == "command" and step.name is not None:
+                    senders.setdefault(step.name, []).append((handler, step))
+    return senders
 
 
 def _full(name: str, flow: str) -> str:

@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from unicodedata import combining, east_asian_width
 
-from runner.diagnostics import Diagnostic
+from runner.diagnostics import Diagnostic, Fix
 from runner.source import Document, Position, Span
 
 WIDTH = 120
+SNIPPET_MOST = 1000
+"""A longer line is no snippet: a file of one line with a fault at each word would make a report of its square."""
 _UNSAFE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 Paint = Callable[[str, str], str]
@@ -56,8 +58,8 @@ def summary(diagnostics: Sequence[Diagnostic], files: int) -> str:
     errors = sum(d.is_error for d in diagnostics)
     warnings = len(diagnostics) - errors
     if not diagnostics:
-        return f"{_count(files, 'file')} valid."
-    return f"Found {_count(errors, 'error')} and {_count(warnings, 'warning')} in {_count(files, 'file')}."
+        return f"{count(files, 'file')} valid."
+    return f"Found {count(errors, 'error')} and {count(warnings, 'warning')} in {count(files, 'file')}."
 
 
 def printable(text: str) -> str:
@@ -117,6 +119,8 @@ def _columns(text: str) -> int:
 
 def _json_one(d: Diagnostic, documents: Mapping[str, Document]) -> dict[str, object]:
     code = _line(documents, d.span)
+    if code is not None and len(code) > SNIPPET_MOST:
+        code = None
     return {
         "severity": str(d.severity),
         "code": d.code,
@@ -125,8 +129,13 @@ def _json_one(d: Diagnostic, documents: Mapping[str, Document]) -> dict[str, obj
         "range": _range(d.span, documents),
         "snippet": None if code is None else {"code": code, "start_line": d.span.start.line},
         "related": [{"message": r.message, "range": _range(r.span, documents)} for r in d.related],
-        "fix": None,
+        "fix": None if d.fix is None else _fix(d.fix, documents),
     }
+
+
+def _fix(fix: Fix, documents: Mapping[str, Document]) -> dict[str, object]:
+    edits = [{"range": _range(edit.span, documents), "replacement": edit.replacement} for edit in fix.edits]
+    return {"message": fix.message, "edits": edits}
 
 
 def _range(span: Span, documents: Mapping[str, Document]) -> dict[str, object]:
@@ -140,5 +149,6 @@ def _range(span: Span, documents: Mapping[str, Document]) -> dict[str, object]:
     return {"filename": span.filename, "start": place(span.start), "end": place(span.end)}
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import jsonschema_rs
 
-from runner.diagnostics import Diagnostic, Related, did_you_mean
+from runner.diagnostics import Diagnostic, Related, did_you_mean, respelt
 from runner.source import Document, MappingNode, Node, ScalarNode, Span, locate, plain
 
 _TYPE_NAMES = {
@@ -84,10 +84,12 @@ class _Explainer:
     def _unknown_keys(self, error: Any, node: Node, unexpected: list[str]) -> Iterator[Diagnostic]:
         known = self._at(error.schema_path[:-1]).get("properties", {})
         for key in unexpected:
-            span = _key_span(node, key)
             near = did_you_mean(key, known)
             help = near or (f"known here: {', '.join(sorted(known))}" if known else None)
-            yield Diagnostic(code="FR101", summary=f'unknown key "{key}"', span=span, help=help)
+            written = node.key(key) if isinstance(node, MappingNode) else None
+            fix = respelt(written, key, known) if written is not None else None
+            span = _key_span(node, key)
+            yield Diagnostic(code="FR101", summary=f'unknown key "{key}"', span=span, help=help, fix=fix)
 
     def _missing(self, path: list[str | int], node: Node, key: str) -> Diagnostic:
         owner = _owner(self.root, path)
@@ -116,9 +118,11 @@ class _Explainer:
                 summary = f"{shown} is not {title or 'valid here'}"
                 return Diagnostic(code="FR104", summary=summary, span=node.span, help=self._hint(error.schema_path))
             case "enum":
-                near = did_you_mean(str(plain(node)), [str(option) for option in kind.options])
-                help = near or f"one of: {', '.join(map(str, kind.options))}"
-                return Diagnostic(code="FR105", summary=f"{shown} is not allowed here", span=node.span, help=help)
+                options = [str(option) for option in kind.options]
+                help = did_you_mean(str(plain(node)), options) or f"one of: {', '.join(options)}"
+                fix = respelt(node, node.text, options) if isinstance(node, ScalarNode) else None
+                summary = f"{shown} is not allowed here"
+                return Diagnostic(code="FR105", summary=summary, span=node.span, help=help, fix=fix)
             case "const":
                 wanted = json.dumps(kind.expected_value)
                 return Diagnostic(code="FR105", summary=f"expected {wanted}, found {shown}", span=node.span)
@@ -186,7 +190,8 @@ class _Explainer:
             return  # the unknown keys are reported by themselves
         for key in unknown:
             help = did_you_mean(key.text, known) or f"a step has one of: {', '.join(actions)}"
-            yield Diagnostic(code="FR101", summary=f'unknown key "{key.text}"', span=key.span, help=help)
+            fix = respelt(key, key.text, known)
+            yield Diagnostic(code="FR101", summary=f'unknown key "{key.text}"', span=key.span, help=help, fix=fix)
         if not unknown:
             summary = f"{_called(list(error.instance_path))} needs an action"
             help = f"one of: {', '.join(actions)}"

@@ -144,7 +144,7 @@ def with_field(kind: Type, name: str, value: Type) -> Type:
 
 
 def _slot(kind: Type) -> Slot:
-    present = replace(kind, missing=False)
+    present = replace(kind, missing=False) if kind.missing else kind
     return Slot(lambda: present, not kind.missing)
 
 

@@ -109,6 +109,15 @@ def test_json_says_the_same(case: Path, project: Path) -> None:
             _check_range(project, related["range"])
 
 
+def test_a_report_does_not_repeat_a_long_line_with_each_of_its_faults(tmp_path: Path) -> None:
+    (tmp_path / "flows").mkdir()
+    steps = ", ".join(f"{{emit: event_{n}}}" for n in range(500))
+    (tmp_path / "flows" / "a.yaml").write_text(f"flow: a\nhandlers: {{go: {{steps: [{steps}]}}}}\n")
+    text = _validate(tmp_path, "--output-format", "json").stdout
+    assert json.loads(text)["error_count"] == 500
+    assert len(text) < 500_000
+
+
 def test_a_code_is_an_error_or_a_warning_and_not_two_things() -> None:
     reports = [path.read_text() for path in CASES.rglob("*.out")]
     seen = {pair for text in reports for pair in re.findall(r"^(error|warning)\[(FR\d{3})\]", text, re.MULTILINE)}

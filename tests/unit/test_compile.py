@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import time
+
 from runner.lang.compile import Compilation, compile_project
 from runner.lang.load import Sources
 from runner.plan import Plan
@@ -78,3 +81,52 @@ def test_a_fault_in_a_schema_shows_its_line() -> None:
 def test_no_schema_is_fetched_for_a_draft_that_is_not_known() -> None:
     texts = {**TEXTS, "schemas/order.json": '{"$schema": "http://127.0.0.1:9/draft"}'}
     assert [fault.code for fault in compiled(texts).diagnostics] == ["FR301"]
+
+
+def test_a_long_text_with_a_fault_at_every_word_is_looked_through_once() -> None:
+    text = "{{ " + " ~ ".join(["a"] * 3000) + " }}"
+    flow = f'flow: f\nhandlers: {{go: {{steps: [{{use: log, with: {{message: "{text}"}}}}]}}}}\n'
+    begin = time.process_time()
+    assert len(compiled({"flows/f.yaml": flow}).diagnostics) == 3000
+    assert time.process_time() - begin < 10  # 39 s, when each fault sought its place from the text's beginning
+
+
+GROWING = """\
+flow: f{n}
+events: {{e{n}: {{external: true, schema: {{type: object, properties: {{a: {{type: string}}}}}}}}}}
+commands: {{c{n}: {{handler: do, timeout: 3s, schema: {{type: object}}, reply: {{type: object}}}}}}
+routes: [{{on: e{n}, to: hear}}]
+handlers:
+  hear:
+    steps:
+      - {{command: c{n}, with: {{a: "{{{{ event.a | default('') }}}}"}}, timeout: 2s, irreversible: true}}
+      - {{use: log, with: {{message: x}}}}
+      - {{set: {{a: 1}}}}
+  do:
+    idempotency: {{key: "{{{{ meta.id }}}}", ttl: 1h}}
+    steps: [{{id: s, wait: 1s}}, {{set: {{a: 1}}}}, {{set: {{b: 1}}}}, {{set: {{c: 1}}}}]
+    on_failure: [{{set: {{a: 1}}}}]
+    reply: {{}}
+"""
+
+
+def calls(files: int) -> int:
+    """How many functions a project of so many files takes to compile."""
+    count = 0
+
+    def see(_frame: object, event: str, _arg: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    texts = {f"flows/f{n}.yaml": GROWING.format(n=n) for n in range(files)}
+    sys.setprofile(see)
+    try:
+        assert compiled(texts).errors == 0
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_twice_the_files_take_twice_the_work() -> None:
+    calls(1)  # what is made once
+    assert calls(160) / calls(80) < 2.1

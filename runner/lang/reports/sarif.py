@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from runner.diagnostics import Diagnostic
+from runner.diagnostics import Diagnostic, Fix
 from runner.lang.explanations import Explanation, explanation
 from runner.lang.report import printable
 from runner.lang.reports.fingerprints import fingerprints
@@ -53,7 +53,7 @@ def _markdown(page: Explanation) -> str:
 
 def _result(d: Diagnostic, rule: int, fingerprint: str, folder: str) -> dict[str, Any]:
     said = d.summary + (f"\nhelp: {d.help}" if d.help else "")
-    result = {
+    result: dict[str, Any] = {
         "ruleId": d.code,
         "ruleIndex": rule,
         "level": str(d.severity),
@@ -66,7 +66,20 @@ def _result(d: Diagnostic, rule: int, fingerprint: str, folder: str) -> dict[str
             {"id": n, "physicalLocation": _place(r.span, folder), "message": {"text": printable(r.message)}}
             for n, r in enumerate(d.related, 1)
         ]
+    if d.fix is not None:
+        result["fixes"] = [_fix(d.fix, folder)]
     return result
+
+
+def _fix(fix: Fix, folder: str) -> dict[str, Any]:
+    """SARIF 3.55: what is deleted where, and what is put there."""
+    places = [_place(edit.span, folder) for edit in fix.edits]
+    replacements = [
+        {"deletedRegion": place["region"], "insertedContent": {"text": edit.replacement}}
+        for place, edit in zip(places, fix.edits, strict=True)
+    ]
+    change = {"artifactLocation": places[0]["artifactLocation"], "replacements": replacements}
+    return {"description": {"text": printable(fix.message)}, "artifactChanges": [change]}
 
 
 def _place(span: Span, folder: str) -> dict[str, Any]:

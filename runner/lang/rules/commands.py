@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runner.diagnostics import Diagnostic, Related, did_you_mean
-from runner.lang.declare import CommandDecl, HandlerDecl
+from runner.diagnostics import Diagnostic, Related, did_you_mean, respelt
+from runner.lang.declare import CommandDecl, FlowDecl, HandlerDecl, RouteDecl
 from runner.lang.project import Declarations
+from runner.source import ScalarNode
 
 
 def check(project: Declarations) -> Iterator[Diagnostic]:
@@ -15,6 +16,9 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
         yield from _receiver(project, command)
     for handler in project.handlers.values():
         yield from _served(project, handler)
+    for flow in project.flows:
+        for route in flow.routes:
+            yield from _routed(project, flow, route)
     for _, _, step in project.steps():
         if project.complete and step.action == "command" and step.name and step.name not in project.commands:
             yield Diagnostic(
@@ -22,6 +26,7 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
                 summary=f'no command named "{step.name}"',
                 span=step.target.span,
                 help=did_you_mean(step.name, project.commands) or "declare it under commands:",
+                fix=respelt(step.target, step.name, project.commands) if isinstance(step.target, ScalarNode) else None,
             )
 
 
@@ -39,7 +44,14 @@ def _receiver(project: Declarations, command: CommandDecl) -> Iterator[Diagnosti
         full = name if "." in name else f"{command.flow}.{name}"
         if full not in project.handlers:
             help = did_you_mean(full, project.handlers) or "a handler of another flow is called flow.handler"
-            yield Diagnostic(code="FR205", summary=f'no handler named "{name}"', span=command.handler.span, help=help)
+            own = [each.name for each in project.handlers.values() if each.flow == command.flow]
+            yield Diagnostic(
+                code="FR205",
+                summary=f'no handler named "{name}"',
+                span=command.handler.span,
+                help=help,
+                fix=respelt(command.handler, name, project.handlers if "." in name else own),
+            )
 
 
 def _served(project: Declarations, handler: HandlerDecl) -> Iterator[Diagnostic]:
@@ -54,11 +66,14 @@ def _served(project: Declarations, handler: HandlerDecl) -> Iterator[Diagnostic]
         summary = f'"{handler.name}" does two commands: what it sees as command would be either'
         help = "give each a handler of its own"
         yield Diagnostic(code="FR208", summary=summary, span=commands[1].handler.span, help=help, related=related)
-    for flow in project.flows if commands else ():
-        for route in flow.routes:
-            for to in route.to:
-                if project.target(flow, str(to.value)) is handler:
-                    related = (Related("the command is declared here", commands[0].node.span),)
-                    summary = f'"{handler.name}" does the command "{commands[0].name}": no route may lead to it'
-                    help = "a handler serves events or one command"
-                    yield Diagnostic(code="FR208", summary=summary, span=to.span, help=help, related=related)
+
+
+def _routed(project: Declarations, flow: FlowDecl, route: RouteDecl) -> Iterator[Diagnostic]:
+    for to in route.to:
+        handler = project.target(flow, str(to.value))
+        commands = project.commands_of(handler) if handler is not None else []
+        if handler is not None and commands:
+            related = (Related("the command is declared here", commands[0].node.span),)
+            summary = f'"{handler.name}" does the command "{commands[0].name}": no route may lead to it'
+            help = "a handler serves events or one command"
+            yield Diagnostic(code="FR208", summary=summary, span=to.span, help=help, related=related)

@@ -6,11 +6,13 @@ A step has an effect unless its plugin or its command says otherwise, or it is a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from runner.diagnostics import Diagnostic, Related, Severity
 from runner.lang.declare import HandlerDecl, StepDecl, all_steps
+from runner.lang.insertion import with_key
 from runner.lang.project import Declarations
-from runner.source import MappingNode, ScalarNode, Span, plain
+from runner.source import Document, MappingNode, ScalarNode, Span, plain
 
 _READING = frozenset({"GET", "HEAD"})
 
@@ -19,11 +21,12 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
     """Effects without an undo, failures after the point of no return, races that cannot be taken back."""
     if project.signatures is None or not project.signatures_complete:
         return
+    documents = {flow.name: flow.document for flow in project.flows}
     for handler in project.handlers.values():
         pivot = next((n for n, step in enumerate(handler.steps) if _says(step, "pivot")), None)
         before = handler.steps if pivot is None else handler.steps[:pivot]
         may_end = handler.body.get("timeout") is not None or bool(handler.cancel_on)
-        yield from _uncovered(project, before, handler.steps, may_end=may_end)
+        yield from _uncovered(project, documents[handler.flow], before, handler.steps, may_end=may_end)
         if pivot is not None:
             yield from _after_pivot(project, handler, pivot)
         for step in all_steps(handler.steps):
@@ -32,25 +35,31 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
 
 
 def _uncovered(
-    project: Declarations, steps: tuple[StepDecl, ...], later: tuple[StepDecl, ...], *, may_end: bool
+    project: Declarations,
+    document: Document,
+    steps: tuple[StepDecl, ...],
+    later: tuple[StepDecl, ...],
+    *,
+    may_end: bool,
 ) -> Iterator[Diagnostic]:
     """FR504, of these steps and all inside them; `later` begins with them."""
     for number, step in enumerate(steps):
         fails = next((each for each in later[number + 1 :] if _may_fail(project, each)), None)
         for block in (*(branch.steps for branch in step.branches), *(catch.steps for catch in step.catches)):
-            yield from _uncovered(project, block, (*block, *later[number + 1 :]), may_end=may_end)
+            yield from _uncovered(project, document, block, (*block, *later[number + 1 :]), may_end=may_end)
         if not (_has_effect(project, step) and (fails is not None or may_end)):
             continue
         if step.undo or _says(step, "irreversible") or _says(step, "pivot"):
             continue
         related = (Related("this can still fail then", _first_word(fails)),) if fails is not None else ()
-        yield _warning(
+        warning = _warning(
             "FR504",
             f'"{step.name}" has an effect that nothing undoes, and the run can still fail after it',
             step.target.span,
             "say compensate: …, or irreversible: true if it needs no undo",
             related,
         )
+        yield replace(warning, fix=with_key(document, step.node, "irreversible: true"))
 
 
 def _after_pivot(project: Declarations, handler: HandlerDecl, pivot: int) -> Iterator[Diagnostic]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from runner.diagnostics import Diagnostic, Related, did_you_mean
+from runner.diagnostics import Diagnostic, Related, did_you_mean, respelt
 from runner.expressions import Expression, ExpressionSyntaxError, Read, parse_expression, parse_template
 from runner.lang.declare import FlowDecl, HandlerDecl, IngressDecl, ProjectionDecl, StepDecl, all_steps, scalars
 from runner.lang.expression_syntax import explain
@@ -176,26 +176,26 @@ def _parsed(node: ScalarNode, place: _Place, *, bare: bool) -> Iterator[Diagnost
 def _read(read: Read, node: ScalarNode, place: _Place) -> Iterator[Diagnostic]:
     root, *rest = read.path
     if root not in place.names:
-        yield _at(read, 0, node, "FR321", f'"{root}" is not known here', _why_not(root, place))
+        yield _at(read, 0, node, "FR321", f'"{root}" is not known here', _why_not(root, place), known=place.names)
     elif not rest:
         return
     elif root == "steps":
         yield from _step_read(read, node, place)
     elif root == "vars" and rest[0] not in place.variables:
         help = did_you_mean(rest[0], place.variables) or "no set before this step makes it"
-        yield _at(read, 1, node, "FR323", f'there is no variable "{rest[0]}" here', help)
+        yield _at(read, 1, node, "FR323", f'there is no variable "{rest[0]}" here', help, known=place.variables)
     elif root in ("env", "secrets"):
         declared = place.flow.env if root == "env" else place.flow.secrets
         if rest[0] not in declared:
             help = did_you_mean(rest[0], declared) or f"list it at the top: uses: {{{root}: [{rest[0]}]}}"
-            yield _at(read, 1, node, "FR324", f'{root} "{rest[0]}" is not declared', help)
+            yield _at(read, 1, node, "FR324", f'{root} "{rest[0]}" is not declared', help, known=declared)
     elif root in _FIELDS and rest[0] not in (fields := place.meta if root == "meta" else _FIELDS[root]):
         help = did_you_mean(rest[0], fields) or f"it has: {', '.join(sorted(fields))}"
-        yield _at(read, 1, node, "FR325", f'"{root}" has no "{rest[0]}"', help)
+        yield _at(read, 1, node, "FR325", f'"{root}" has no "{rest[0]}"', help, known=fields)
     elif root == "request" and rest[0] == "path" and len(rest) > 1 and rest[1] not in place.parameters:
         names = ", ".join(f"{{{name}}}" for name in place.parameters)
         help = did_you_mean(rest[1], place.parameters) or f"the path names: {names or 'nothing'}"
-        yield _at(read, 2, node, "FR325", f'"request.path" has no "{rest[1]}"', help)
+        yield _at(read, 2, node, "FR325", f'"request.path" has no "{rest[1]}"', help, known=place.parameters)
 
 
 def _step_read(read: Read, node: ScalarNode, place: _Place) -> Iterator[Diagnostic]:
@@ -210,10 +210,10 @@ def _step_read(read: Read, node: ScalarNode, place: _Place) -> Iterator[Diagnost
             yield _at(read, 1, node, "FR322", summary, help, related)
         else:
             help = did_you_mean(name, place.steps) or "only steps that stand before this one can be read"
-            yield _at(read, 1, node, "FR322", f'there is no step "{name}"', help)
+            yield _at(read, 1, node, "FR322", f'there is no step "{name}"', help, known=place.steps)
     elif len(read.path) > 2 and read.path[2] not in _STEP:
         help = did_you_mean(read.path[2], _STEP) or f"its result is steps.{name}.output"
-        yield _at(read, 2, node, "FR325", f'a step has no "{read.path[2]}"', help)
+        yield _at(read, 2, node, "FR325", f'a step has no "{read.path[2]}"', help, known=_STEP)
 
 
 def _why_not(root: str, place: _Place) -> str | None:
@@ -248,6 +248,11 @@ def _at(
     summary: str,
     help: str | None,
     related: tuple[Related, ...] = (),
+    *,
+    known: Iterable[str] = (),
 ) -> Diagnostic:
-    span = node.part(read.offsets[segment], len(read.path[segment]))
-    return Diagnostic(code=code, summary=summary, span=span, help=help, related=related)
+    """`known` are the words of which one may have been meant."""
+    word, at = read.path[segment], read.offsets[segment]
+    fix = respelt(node, word, known, at)
+    span = node.part(at, len(word))
+    return Diagnostic(code=code, summary=summary, span=span, help=help, related=related, fix=fix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from runner.diagnostics import Diagnostic, Related, did_you_mean
+from runner.diagnostics import Diagnostic, Related, did_you_mean, respelt
 from runner.lang.declare import IngressDecl
 from runner.lang.policies import duration_s
 from runner.lang.project import Declarations
@@ -77,4 +77,5 @@ def _target(project: Declarations, endpoint: IngressDecl) -> Iterator[Diagnostic
     ):
         if node is not None and isinstance(node.value, str) and node.value not in known:
             help = did_you_mean(node.value, known) or f"declare it under {kind}s:"
-            yield Diagnostic(code=code, summary=f'no {kind} named "{node.value}"', span=node.span, help=help)
+            fix = respelt(node, node.value, known)
+            yield Diagnostic(code=code, summary=f'no {kind} named "{node.value}"', span=node.span, help=help, fix=fix)

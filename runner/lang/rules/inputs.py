@@ -12,7 +12,7 @@ from typing import Any
 
 import jsonschema_rs
 
-from runner.diagnostics import Diagnostic, Related, did_you_mean
+from runner.diagnostics import Diagnostic, Related, did_you_mean, respelt
 from runner.lang.declare import CommandDecl, HandlerDecl, IngressDecl, StepDecl, scalars
 from runner.lang.payloads import Payload
 from runner.lang.project import Declarations
@@ -158,7 +158,8 @@ def _use(step: StepDecl, signature: Signature) -> Iterator[Diagnostic]:
         elif not signature.accepts_any:
             help = did_you_mean(name, parameters) or f"it takes: {', '.join(parameters) or 'nothing'}"
             summary = f'{signature.name} has no parameter "{name}" ({signature.location})'
-            yield Diagnostic(code="FR304", summary=summary, span=key.span, help=help)
+            fix = respelt(key, name, set(parameters) - set(given))
+            yield Diagnostic(code="FR304", summary=summary, span=key.span, help=help, fix=fix)
     for parameter in signature.parameters:
         if parameter.required and parameter.name not in given:
             summary = f'{signature.name} needs "{parameter.name}" ({signature.location})'
@@ -186,7 +187,8 @@ def _payload(project: Declarations, payload: Payload, data: _Data) -> Iterator[D
         elif outline.get("additionalProperties") is False:
             help = did_you_mean(name, properties)
             summary = f'{data.what} has no field "{name}"'
-            yield Diagnostic(code="FR304", summary=summary, span=key.span, help=help, related=related)
+            fix = respelt(key, name, set(properties) - set(given))
+            yield Diagnostic(code="FR304", summary=summary, span=key.span, help=help, related=related, fix=fix)
     for name in outline.get("required", ()):
         if name not in given:
             summary = f'{data.what} needs the field "{name}"'

@@ -62,10 +62,8 @@ def _what_stays(handler: HandlerDecl) -> str | None:
 
 def _callers(project: Declarations, command: CommandDecl) -> Iterator[tuple[float, Span]]:
     """For how long each step that sends the command may send a new one after the first has failed."""
-    undos = {id(undo) for _, _, step in project.steps() for undo in step.undo}
-    for _, handler, step in project.steps():
-        if step.action != "command" or step.name != command.name:
-            continue
+    for handler, step in project.senders_of(command):
+        undos = {id(undo) for each in all_steps(handler.steps + handler.on_failure) for undo in each.undo}
         retry = step.node.get("retry")
         defaults = retry_policy(RetryPolicy(), handler.body.get("retry"))
         policy = undo_policy(retry) if id(step) in undos else send_policy(retry, defaults)

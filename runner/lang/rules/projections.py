@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from jinja2 import nodes
 
-from runner.diagnostics import Diagnostic, did_you_mean
+from runner.diagnostics import Diagnostic, did_you_mean, respelt
 from runner.expressions import ExpressionSyntaxError, parse_template
 from runner.lang.declare import FoldDecl, ProjectionDecl, StepDecl, scalars
 from runner.lang.project import Declarations
@@ -79,4 +79,6 @@ def _reading(project: Declarations, step: StepDecl) -> Iterator[Diagnostic]:
         return
     if name.value not in project.projections:
         help = did_you_mean(name.value, project.projections) or "declare it under projections:"
-        yield Diagnostic(code="FR212", summary=f'no projection named "{name.value}"', span=name.span, help=help)
+        fix = respelt(name, name.value, project.projections)
+        summary = f'no projection named "{name.value}"'
+        yield Diagnostic(code="FR212", summary=summary, span=name.span, help=help, fix=fix)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from runner.diagnostics import Diagnostic, Related, did_you_mean
+from runner.diagnostics import Diagnostic, Fix, Related, did_you_mean, respelt
 from runner.lang.declare import FlowDecl, RouteDecl, StepDecl
 from runner.lang.project import Declarations
-from runner.source import ScalarNode, Span
+from runner.source import Node, ScalarNode
 
 
 def check(project: Declarations) -> Iterator[Diagnostic]:
@@ -29,12 +29,13 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
                 summary=f'no event named "{step.name}"',
                 span=step.target.span,
                 help=did_you_mean(step.name, project.events) or _declare_it(project),
+                fix=_respelt(step.target, project.events),
             )
         if project.complete:
             yield from _events(project, step.awaited)
         yield from _version(project, step)
         if step.action == "use" and step.name is not None:
-            yield from _plugin(project, step.name, step.target.span)
+            yield from _plugin(project, step.name, step.target)
 
 
 def _events(project: Declarations, named: Iterable[ScalarNode]) -> Iterator[Diagnostic]:
@@ -42,7 +43,8 @@ def _events(project: Declarations, named: Iterable[ScalarNode]) -> Iterator[Diag
         name = str(node.value)
         if name not in project.events:
             help = did_you_mean(name, project.events) or _declare_it(project)
-            yield Diagnostic(code="FR201", summary=f'no event named "{name}"', span=node.span, help=help)
+            fix = respelt(node, name, project.events)
+            yield Diagnostic(code="FR201", summary=f'no event named "{name}"', span=node.span, help=help, fix=fix)
 
 
 def _version(project: Declarations, step: StepDecl) -> Iterator[Diagnostic]:
@@ -72,20 +74,23 @@ def _route(project: Declarations, flow: FlowDecl, route: RouteDecl) -> Iterator[
                 summary=f'no event named "{pattern}"',
                 span=node.span,
                 help=did_you_mean(pattern, project.events) or _declare_it(project),
+                fix=respelt(node, pattern, project.events),
             )
     for node in route.to:
         name = str(node.value)
         if project.target(flow, name) is None:
-            known = [h.name for h in flow.handlers] + list(project.handlers)
+            own = [h.name for h in flow.handlers]
+            known = own + list(project.handlers)
             yield Diagnostic(
                 code="FR205",
                 summary=f'no handler named "{name}"',
                 span=node.span,
                 help=did_you_mean(name, known) or "a handler of another flow is called flow.handler",
+                fix=respelt(node, name, project.handlers if "." in name else own),
             )
 
 
-def _plugin(project: Declarations, name: str, span: Span) -> Iterator[Diagnostic]:
+def _plugin(project: Declarations, name: str, node: Node) -> Iterator[Diagnostic]:
     if project.signatures is None or name in project.signatures:
         return
     if not project.signatures_complete:
@@ -97,9 +102,14 @@ def _plugin(project: Declarations, name: str, span: Span) -> Iterator[Diagnostic
     yield Diagnostic(
         code="FR202",
         summary=f'no handler named "{name}"',
-        span=span,
+        span=node.span,
         help=help or "see flowrun plugins list, or write one: flowrun plugins new",
+        fix=_respelt(node, project.signatures),
     )
+
+
+def _respelt(node: Node, known: Iterable[str]) -> Fix | None:
+    return respelt(node, str(node.value), known) if isinstance(node, ScalarNode) else None
 
 
 def _declare_it(project: Declarations) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from runner.diagnostics import Diagnostic, did_you_mean
+from runner.diagnostics import Diagnostic, did_you_mean, respelt
 from runner.lang.declare import ScheduleDecl
 from runner.lang.project import Declarations
 
@@ -52,4 +52,5 @@ def _timezone(schedule: ScheduleDecl) -> Iterator[Diagnostic]:
     except (KeyError, ValueError, OSError):
         help = did_you_mean(node.value, available_timezones()) or "an IANA name, for example Europe/Berlin"
         summary = f'there is no time zone "{node.value}"'
-        yield Diagnostic(code="FR110", summary=summary, span=node.span, help=help)
+        fix = respelt(node, node.value, available_timezones())
+        yield Diagnostic(code="FR110", summary=summary, span=node.span, help=help, fix=fix)

@@ -105,7 +105,7 @@ def _waits_of(project: Declarations, handler: HandlerDecl, command: CommandDecl)
     declared = command.body.get("timeout")
     if declared is None or (patience := duration_s(declared)) is None:
         return
-    callers = [s.node.get("timeout") for _, _, s in project.steps() if s.action == "command" and s.name == command.name]
+    callers = [step.node.get("timeout") for _, step in project.senders_of(command)]
     patience = max([patience, *(seconds for node in callers if (seconds := duration_s(node)) is not None)])
     for step in all_steps(handler.steps):
         for node, what in _times(step) if step.action in ("wait", "wait_for") else ():

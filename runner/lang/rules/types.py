@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from runner.diagnostics import Diagnostic
+from runner.diagnostics import Diagnostic, respelt
 from runner.expressions import Expression, ExpressionSyntaxError, parse_expression, parse_template
 from runner.lang.declare import FoldDecl, HandlerDecl, IngressDecl, StepDecl, all_steps
 from runner.lang.fitting import misfit
@@ -116,13 +116,14 @@ class _Finds:
                 span=node.part(offset, fault.length),
                 severity=fault.severity,
                 help=fault.help,
+                fix=respelt(node, str(node.value)[offset : offset + fault.length], fault.known, offset),
             )
 
 
 def _in_some(fault: Fault, worlds: Iterable[str], name: str) -> Fault:
     summary = f'"{name}" may be missing: {", ".join(worlds)} has no such field'
     help = "guard it by is defined or default(…), or tell the events apart by meta.type"
-    return replace(fault, code="FR332", summary=summary, help=help)
+    return replace(fault, code="FR332", summary=summary, help=help, known=())
 
 
 def _payload(project: Declarations, name: str) -> Type:
