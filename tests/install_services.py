@@ -1,14 +1,25 @@
-"""Before the tests: install RabbitMQ and PostgreSQL where we may, else say what is missing. Exits with 0.
+"""Before the tests: install what they start and ask where we may, else say what is missing. Exits with 0.
 
 The tests themselves decide whether a missing server is a skip or a failure.
 """
 
 from __future__ import annotations
 
-from services import APT_PACKAGES, ServiceError, install_if_root_on_debian, missing_services
+from services import (
+    APT_PACKAGES,
+    ServiceError,
+    install_asyncapi_parser,
+    install_if_root_on_debian,
+    missing_services,
+)
 
 
 def main() -> None:
+    try:
+        if not install_asyncapi_parser():
+            print("flowrun tests: Node.js not found: AsyncAPI's parser is not asked, or that fails if CI=true.")
+    except ServiceError as error:
+        print(f"flowrun tests: {error}")
     missing = missing_services()
     if not missing:
         return

@@ -24,7 +24,9 @@ READY_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
 CTL_TIMEOUT_S = 60.0
 VHOSTS_A_BATCH = 20
-APT_PACKAGES = {"RabbitMQ": "rabbitmq-server", "PostgreSQL": "postgresql"}
+APT_PACKAGES = {"RabbitMQ": "rabbitmq-server", "PostgreSQL": "postgresql", "Graphviz": "graphviz"}
+ASYNCAPI = Path(__file__).parent / "asyncapi"
+"""Where AsyncAPI's own parser is installed, which needs Node.js."""
 
 
 class ServiceError(Exception):
@@ -79,10 +81,24 @@ def _pg_config_bindir() -> Iterator[Path]:
 
 
 def missing_services() -> list[str]:
-    """Those of "RabbitMQ" and "PostgreSQL" that neither the environment names nor this machine has."""
+    """Those of `APT_PACKAGES` that neither the environment names nor this machine has."""
     rabbitmq = os.environ.get("FLOWRUN_TEST_RABBITMQ") or find_rabbitmq()
     postgres = os.environ.get("FLOWRUN_TEST_POSTGRES") or find_postgres()
-    return [name for name, there in (("RabbitMQ", rabbitmq), ("PostgreSQL", postgres)) if not there]
+    found = (("RabbitMQ", rabbitmq), ("PostgreSQL", postgres), ("Graphviz", shutil.which("dot")))
+    return [name for name, there in found if not there]
+
+
+def install_asyncapi_parser() -> bool:
+    """Install AsyncAPI's parser for the tests, if it is not there; without Node.js do nothing: False.
+
+    Raises ServiceError if npm fails.
+    """
+    npm = shutil.which("npm")
+    if npm is None:
+        return False
+    if not (ASYNCAPI / "node_modules/@asyncapi/parser").exists():
+        _run([npm, "ci", "--prefix", str(ASYNCAPI), "--ignore-scripts", "--no-audit", "--no-fund"], {**os.environ})
+    return True
 
 
 def install_if_root_on_debian(services: list[str]) -> bool:
