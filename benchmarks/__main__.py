@@ -12,6 +12,7 @@ CASES = {
     "blocks": "a thousand steps in a loop, and as runs of their own",
     "events": "how fast the event log takes in what comes",
     "validate": "how `validate` grows with the number of files",
+    "projections": "a million events: logged, folded into a read model, folded anew; and one thing's story among them",
     "emit": "from `flowrun emit` in one process to the run's beginning in another",
 }
 

@@ -85,6 +85,18 @@ class Meta:
     correlation_id: str
     causation_id: str | None
 
+    def names(self) -> dict[str, str | None]:
+        """As expressions see it. Not `asdict`, which takes ten times as long, for each message."""
+        return {
+            "id": self.id,
+            "type": self.type,
+            "source": self.source,
+            "subject": self.subject,
+            "time": self.time,
+            "correlation_id": self.correlation_id,
+            "causation_id": self.causation_id,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:

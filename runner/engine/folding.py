@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -68,7 +68,7 @@ class Folding:
             if fold is None:
                 continue
             try:
-                scope = {"event": decode_json(event.data), "meta": {**asdict(event.meta), "version": event.version}}
+                scope = {"event": decode_json(event.data), "meta": {**event.meta.names(), "version": event.version}}
                 key = key_text(fold.key(scope))
             except (ExpressionError, ValueError, FoldError) as error:
                 self._fault(event, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -160,7 +160,7 @@ def read_answer(delivery: Delivery) -> Answer:
 def _scope(root: str, payload: Any, message: Message, now: datetime, env: Mapping[str, str]) -> Scope:
     return {
         root: payload,
-        "meta": asdict(message.meta),
+        "meta": message.meta.names(),
         "env": dict(env),
         "now": lambda: rfc3339(now),
         "uuid": new_id,

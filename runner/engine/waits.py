@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -82,7 +81,7 @@ class Waits:
     def _take(self, run: Run, step: WaitFor, key: str, came: list[Arrival]) -> Done:
         run.note(EventsTaken(step_id=key, events=tuple((a.meta.source, a.meta.id) for a in came)))
         data = [decode_json(arrival.data) for arrival in came]
-        metas = [asdict(arrival.meta) for arrival in came]
+        metas = [arrival.meta.names() for arrival in came]
         return Done(data[0], metas[0]) if step.count is None else Done(data, metas)
 
     def _until(self, step: Wait | WaitFor, scope: Scope) -> datetime | None:
