@@ -22,6 +22,7 @@ from runner.records import (
     Entry,
     EventFilter,
     EventRecord,
+    Figures,
     Folded,
     Intervention,
     LoggedEvent,
@@ -164,6 +165,10 @@ class StoreReader(Protocol):
 
     async def holder(self, handler: str, key: str, now: datetime) -> str | None:
         """The run that holds this idempotency key of the handler, or held it last and still bars it."""
+        ...
+
+    async def figures(self, since: datetime) -> Mapping[str, Figures]:
+        """The runs that are not over, and those that began since then, in numbers, by handler."""
         ...
 
     async def backlog(self, *, handlers: Collection[str] | None = None) -> Backlog:

@@ -492,6 +492,16 @@ class StoreFacts(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: int | None = None
 
 
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs of one handler, in numbers: those that go on now, and those that wait; how many began since some moment,
+    and how many of these have failed, or had to be undone."""
+
+    running: int = 0
+    waiting: int = 0
+    begun: int = 0
+    failed: int = 0
+
+
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     """What a store still has to do, in numbers; `suspects` are among the `runs`, those asleep in a wait are not."""
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "runs": "The transaction log: what ran, how, and how it ended.",
     "schema": "Print the JSON Schema of flow files, with the project's own names.",
     "start": "Run the project's flows.",
+    "status": "Say how the project fares: lag, runs, failures.",
     "validate": "Check flow files without running anything.",
 }
 

@@ -18,8 +18,9 @@ import click
 
 from runner import __version__
 from runner.app import App, Project, Role
-from runner.cli import guarded, options, story
+from runner.cli import guarded, options, output, story
 from runner.cli.compiled import compiled
+from runner.cli.status_line import AboveTheLine, draw
 from runner.engine.outbox import Outbox
 from runner.engine.run import Run
 from runner.engine.worker import Worker
@@ -240,6 +241,8 @@ async def _run_worker(
     if post.is_first:
         _say_what_starts(app.settings)
     tasks = await worker.start()
+    if post.is_first and _has_status_line(given):
+        tasks = (*tasks, asyncio.create_task(draw(project.plan, app.store, app.transport)))
     server = await _begin_http(http, app, project, role, worker)
     post.tell("ready")
     if post.is_first:
@@ -344,7 +347,12 @@ def _say_http(http: _Http) -> None:
 
         _log.info("HTTP on %s: %s", shown(http.listener), many)
     elif http.endpoints:
+        many = f"{len(http.endpoints)} endpoint{'' if len(http.endpoints) == 1 else 's'}"
         _log.info("%s not served: say where, with --http 127.0.0.1:8080 or http: in flowrun.yaml", many)
+
+
+def _has_status_line(given: _Options) -> bool:
+    return given.level <= logging.INFO and sys.stderr.isatty() and output.has_colour(sys.stderr)
 
 
 def _say_what_was_done(worker: Worker) -> None:
@@ -395,7 +403,7 @@ class _Formatter(logging.Formatter):
 
 
 def _set_up_logging(level: int, mask: Mask, prefix: str = "") -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = AboveTheLine(sys.stderr) if sys.stderr.isatty() else logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(mask, prefix))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("flowrun").setLevel(level)

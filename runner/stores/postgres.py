@@ -33,6 +33,7 @@ from runner.records import (
     DeadLetter,
     EventFilter,
     EventRecord,
+    Figures,
     Intervention,
     LoggedEvent,
     OutboxRow,
@@ -241,6 +242,15 @@ class PostgresStore:
         assert row is not None
         runs, suspects, outbox, refused, dead = row
         return Backlog(runs=runs, suspects=suspects, outbox=outbox, refused=refused, dead_letters=dead)
+
+    async def figures(self, since: datetime) -> Mapping[str, Figures]:
+        """See `StoreReader.figures`."""
+
+        async def ask(connection: _Connection) -> Mapping[str, Figures]:
+            recent = await connection.fetch(_SQL["recent"], rfc3339(since))
+            return rows.figures(await connection.fetch(_SQL["unfinished"]), recent)
+
+        return await self._with(ask)
 
     # --- RunControl, Mailbox and Doorbell
 

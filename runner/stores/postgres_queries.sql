@@ -323,6 +323,13 @@ SELECT
     (SELECT count(*) FROM outbox WHERE reason IS NOT NULL),
     (SELECT count(*) FROM dead_letters)
 
+-- name: unfinished
+SELECT handler, state = 'waiting', count(*) FROM runs WHERE finished_at IS NULL GROUP BY 1, 2
+
+-- name: recent
+SELECT handler, count(*), count(*) FILTER (WHERE state IN ('failed', 'compensated', 'compensation_failed')) FROM runs
+WHERE started_at >= $1 GROUP BY handler
+
 -- name: refused
 SELECT position, exchange, routing_key, properties, body, mandatory, reason FROM outbox
 WHERE reason IS NOT NULL ORDER BY position LIMIT $1

@@ -23,6 +23,7 @@ from runner.records import (
     Entry,
     Error,
     EventRecord,
+    Figures,
     Intervention,
     LoggedEvent,
     OutboxRow,
@@ -128,6 +129,16 @@ def event_values(event: EventRecord) -> tuple[Any, ...]:
     """id, type, source, subject, time, correlation_id, causation_id, data, run_id."""
     m = event.meta
     return m.id, m.type, m.source, m.subject, m.time, m.correlation_id, m.causation_id, event.data, event.run_id
+
+
+def figures(unfinished: Iterable[Sequence[Any]], recent: Iterable[Sequence[Any]]) -> dict[str, Figures]:
+    """Of (handler, waits, count) and (handler, begun, failed)."""
+    counts: dict[str, dict[str, int]] = {}
+    for handler, waits, count in unfinished:
+        counts.setdefault(handler, {})["waiting" if waits else "running"] = count
+    for handler, begun, failed in recent:
+        counts.setdefault(handler, {}).update(begun=begun, failed=failed)
+    return {handler: Figures(**given) for handler, given in counts.items()}
 
 
 def mind_the_version(event: EventRecord, actual: int) -> None:

@@ -26,6 +26,7 @@ from runner.records import (
     DeadLetter,
     EventFilter,
     EventRecord,
+    Figures,
     Intervention,
     LoggedEvent,
     OutboxRow,
@@ -140,6 +141,15 @@ class SqliteStore:
         counts = await self._file.read(lambda c: c.execute(_SQL["backlog"], values).fetchone())
         runs, suspects, outbox, refused, dead = counts
         return Backlog(runs=runs, suspects=suspects, outbox=outbox, refused=refused, dead_letters=dead)
+
+    async def figures(self, since: datetime) -> Mapping[str, Figures]:
+        """See `StoreReader.figures`."""
+
+        def ask(connection: sqlite3.Connection) -> Mapping[str, Figures]:
+            recent = connection.execute(_SQL["recent"], (rfc3339(since),))
+            return rows.figures(connection.execute(_SQL["unfinished"]), recent)
+
+        return await self._file.read(ask)
 
     # --- RunControl, Mailbox and Doorbell
 

@@ -43,6 +43,7 @@ from runner.records import (
     ErrorCaught,
     EventFilter,
     EventRecord,
+    Figures,
     Intervention,
     LoggedEvent,
     Record,
@@ -1437,6 +1438,23 @@ class StoreContract:
             assert await store.known(run_id(1))
             assert not await store.known(run_id(1)[:8])
             assert not await store.known(run_id(2))
+
+    async def test_the_figures_are_of_runs_that_are_not_over_and_of_those_that_began_since(self) -> None:
+        async with self.store() as store:
+            assert await store.figures(START) == {}
+            for number, state in enumerate(
+                (RunState.COMPLETED, RunState.FAILED, RunState.COMPENSATED, RunState.CANCELLED), 1
+            ):
+                await store.commit(begin(number))
+                await store.commit(go_on(number, state, finished_at=at(50)))
+            await store.commit(begin(5))
+            await store.commit(begin(6, state=RunState.WAITING, due_at=at(99)))
+            await store.commit(begin(7, begun={"handler": "orders.pay"}))
+            assert await store.figures(START + timedelta(seconds=3)) == {
+                "orders.place": Figures(running=1, waiting=1, begun=4, failed=1),
+                "orders.pay": Figures(running=1, begun=1),
+            }
+            assert (await store.figures(START + timedelta(hours=1)))["orders.place"] == Figures(running=1, waiting=1)
 
     async def test_the_backlog_is_what_is_left_to_do(self) -> None:
         async with self.store() as store:
