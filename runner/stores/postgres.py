@@ -472,9 +472,15 @@ class PostgresStore:
         self, wanted: EventFilter, *, limit: int, after: int = 0, newest: bool = False
     ) -> Sequence[LoggedEvent]:
         """See `EventLog.events`."""
-        query = f"{_SQL['events']}\n{_SQL['events_newest' if newest else 'events_first']}"
-        given = msgspec.structs.asdict(wanted) | {"types": None if wanted.types is None else list(wanted.types)}
-        values = [rows.storable(value) for value in given.values()]
+        order = "newest" if newest else "first"
+        if wanted.types is not None and wanted.id_begins is wanted.subject is wanted.correlation_id is None:
+            query = _SQL[f"events_of_types_{order}"]
+            given = (list(wanted.types), wanted.source, wanted.since, wanted.until, wanted.up_to_version)
+        else:
+            query = f"{_SQL['events']}\n{_SQL[f'events_{order}']}"
+            types = None if wanted.types is None else list(wanted.types)
+            given = tuple({**msgspec.structs.asdict(wanted), "types": types}.values())
+        values = [rows.storable(value) for value in given]
         found = await self._with(lambda c: c.fetch(query, after, limit, *values))
         return [rows.logged_event(row) for row in sorted(found, key=lambda row: row["position"])]
 

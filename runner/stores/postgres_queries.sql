@@ -102,6 +102,40 @@ ORDER BY events.position LIMIT $2
 -- name: events_newest
 ORDER BY events.position DESC LIMIT $2
 
+-- name: events_of_types_first  of each type, by its index, the first in order, and of these the first
+SELECT events.position, events.id, events.type, events.source, events.subject, events.version, events.time,
+    events.correlation_id, events.causation_id, events.data, events.run_id, runs.handler
+FROM unnest($3::text[]) AS wanted (type)
+CROSS JOIN LATERAL (
+    SELECT e.position FROM events e
+    WHERE e.type = wanted.type AND e.position > $1
+        AND ($4::text IS NULL OR e.source = $4)
+        AND ($5::text IS NULL OR e.time >= $5)
+        AND ($6::text IS NULL OR e.time <= $6)
+        AND ($7::integer IS NULL OR e.version <= $7)
+    ORDER BY e.position LIMIT $2
+) AS found
+JOIN events ON events.position = found.position
+LEFT JOIN runs ON runs.id = events.run_id
+ORDER BY events.position LIMIT $2
+
+-- name: events_of_types_newest
+SELECT events.position, events.id, events.type, events.source, events.subject, events.version, events.time,
+    events.correlation_id, events.causation_id, events.data, events.run_id, runs.handler
+FROM unnest($3::text[]) AS wanted (type)
+CROSS JOIN LATERAL (
+    SELECT e.position FROM events e
+    WHERE e.type = wanted.type AND e.position > $1
+        AND ($4::text IS NULL OR e.source = $4)
+        AND ($5::text IS NULL OR e.time >= $5)
+        AND ($6::text IS NULL OR e.time <= $6)
+        AND ($7::integer IS NULL OR e.version <= $7)
+    ORDER BY e.position DESC LIMIT $2
+) AS found
+JOIN events ON events.position = found.position
+LEFT JOIN runs ON runs.id = events.run_id
+ORDER BY events.position DESC LIMIT $2
+
 -- name: head
 SELECT coalesce(max(position), 0) FROM events
 

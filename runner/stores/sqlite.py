@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
@@ -45,6 +46,9 @@ from runner.times import parse_time, rfc3339
 SCRIPTS = ("sqlite_schema.sql", *(f"sqlite_schema_{number}.sql" for number in range(2, 6)))
 
 _SQL = load_queries("runner.stores", "sqlite_queries.sql")
+MOST_TYPES = 200
+"""So many of them are asked for each by itself: SQLite takes 500 in one query."""
+_NARROW = frozenset({"id_begins", "subject", "correlation_id"})
 _log = logging.getLogger("flowrun.store")
 
 
@@ -323,12 +327,8 @@ class SqliteStore:
         self, wanted: EventFilter, *, limit: int, after: int = 0, newest: bool = False
     ) -> Sequence[LoggedEvent]:
         """See `EventLog.events`."""
-        given = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
-        names = ["events", *(f"events_{name}" for name in given), "events_newest" if newest else "events_first"]
-        query = "\n".join(_SQL[name] for name in names)
-        values = {**given, "after": after, "limit": limit}
-        if wanted.types is not None:
-            values["types"] = rows.text(wanted.types)
+        query, values = _events_query(wanted, newest=newest)
+        values |= {"after": after, "limit": limit}
         found = await self._file.read(lambda c: c.execute(query, values).fetchall())
         return [rows.logged_event(row) for row in sorted(found)]
 
@@ -420,6 +420,22 @@ class SqliteStore:
     def _leave(self, connection: sqlite3.Connection) -> None:
         connection.execute(_SQL["put_down"], (self._owner,))
         connection.execute(_SQL["free_outbox"], (self._owner,))
+
+
+def _events_query(wanted: EventFilter, *, newest: bool) -> tuple[str, dict[str, Any]]:
+    """Of each type, by its index, the first in order, and of these the first: sorted together, all of the log would be
+    sorted for each batch. What tells few events from all others is asked for by its own index instead."""
+    given = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
+    types = given.pop("types", None)
+    order = _SQL["events_newest" if newest else "events_first"]
+    conditions = "\n".join(_SQL[f"events_{name}"] for name in given)
+    if types is None:
+        return f"{_SQL['events']}\n{conditions}\n{order}", given
+    if given.keys() & _NARROW or not 0 < len(types) <= MOST_TYPES:
+        return f"{_SQL['events']}\n{conditions}\n{_SQL['events_types']}\n{order}", {**given, "types": rows.text(types)}
+    named = {f"type_{number}": name for number, name in enumerate(types)}
+    some = "\nUNION ALL ".join(f"{_SQL['positions']} :{name}\n{conditions}\n{order})" for name in named)
+    return f"{_SQL['events']}\nAND events.position IN ({some})\n{order}", {**given, **named}
 
 
 def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:

@@ -54,6 +54,9 @@ SELECT events.position, events.id, events.type, events.source, events.subject, e
 FROM events LEFT JOIN runs ON runs.id = events.run_id
 WHERE events.position > :after
 
+-- name: positions  to be followed by a type, by the conditions and the order of what is asked for, and by a bracket
+SELECT * FROM (SELECT events.position FROM events WHERE events.position > :after AND events.type =
+
 -- name: events_id_begins
 AND events.id >= :id_begins AND events.id < :id_begins || char(0x10FFFF)
 

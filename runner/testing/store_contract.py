@@ -548,6 +548,12 @@ class StoreContract:
             assert await found(types=()) == []
             assert await found(types=("order.paid", "order.placed"), subject="s-1") == [1, 3, 5, 7, 9]
             assert await found(2, types=("order.paid",), newest=True) == [6, 9]
+            both = ("order.paid", "order.placed", "order.lost")
+            assert await found(4, types=both) == [0, 1, 2, 3]
+            assert await found(4, types=both, newest=True) == [6, 7, 8, 9]
+            assert await found(types=both, source="/s/3") == [3, 7]
+            assert await found(2, types=both, since=at(3), until=at(7), newest=True) == [6, 7]
+            assert await found(types=("order.paid", *(f"t.{n}" for n in range(300)))) == [0, 3, 6, 9]
             assert await found(source="/s/3") == [3, 7]
             assert await found(correlation_id="c-1") == [5, 6, 7, 8, 9]
             assert await found(since=at(3), until=at(5)) == [3, 4, 5]
