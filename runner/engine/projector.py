@@ -91,12 +91,22 @@ class Projector:
     async def step(self) -> bool:
         """Fold a batch into each read model that is not another process's. Whether there is more. Raises StoreError."""
         builds = [build for build in await self._store.builds() if self.may_fold(build)]
-        more = [await self.fold(build) for build in builds]
+        more = [await self._fold_apart(build) for build in builds]
         return await self._store.sweep(SWEEP) or any(more)
 
     def may_fold(self, build: Build) -> bool:
         """Whether no other process has claimed it."""
         return build.claimed_by in (None, self._owner) or (build.claimed_until or "") <= rfc3339(self._clock.now())
+
+    async def _fold_apart(self, build: Build) -> bool:
+        """As `fold`; but a read model that cannot be folded keeps no other from it."""
+        try:
+            return await self.fold(build)
+        except StoreError:
+            raise
+        except Exception:
+            _log.exception("%s is not folded on: internal error, please report it", build.name)
+            return False
 
     async def fold(self, build: Build) -> bool:
         """Fold a batch into one; it is served once nothing is left to fold. Whether more may be. Raises StoreError."""

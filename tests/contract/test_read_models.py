@@ -256,6 +256,49 @@ async def test_an_event_that_cannot_be_folded_is_left_out_and_told(
         assert "orders leaves out" in caplog.text
 
 
+ODD = """
+flow: shop
+events: {nested: {external: true}, summed: {external: true}, omitted: {external: true}}
+projections:
+  orders:
+    key: "{{ event.id }}"
+    on:
+      nested: {set: {in: "{{ [state.in | default(0)] }}"}}
+      summed: {increment: {sum: "{{ event.n }}"}}
+      omitted: {key: "{{ event.none | default(omit) }}", set: {a: 1}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "folds"),
+    [("nested", [1] * 1100, 499), ("summed", [1.5, 10**400, 2], 2), ("summed", [10**400, 2], 1), ("omitted", [1], 0)],
+)
+async def test_no_event_is_so_odd_that_those_behind_it_are_not_folded(
+    kind: str, numbers: list[Any], folds: int
+) -> None:
+    async with SqliteStore(SqliteFile(":memory:")) as store:
+        here = Shop(store, projection_of(ODD))
+        await here.log(*(event(i, kind, "a", n, minute=0) for i, n in enumerate(numbers, 1)))
+        projector = here.projector()
+        await projector.begin()
+        await fold_all(projector)
+        (build,) = await store.projections.builds()
+        assert (build.position, build.faults) == (len(numbers), len(numbers) - folds)
+
+
+async def test_a_read_model_that_cannot_be_folded_keeps_no_other_from_it(
+    open_store: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(open_store) as here:
+        await here.store.projections.begin_build("alien", '{"placed": {"key": "{{ of_a_later_version() }}"}}')
+        projector = here.projector()
+        await here.store.projections.begin_build("orders", here.projection.definition)
+        await here.log(event(1, "placed", "a"))
+        await fold_all(projector)
+        assert [b.position for b in await here.store.projections.builds()] == [0, 1]
+        assert "alien is not folded on" in caplog.text
+
+
 @pytest.mark.parametrize("key", ["", "k" * 513, "a\x00b", None, True, ["a"], {"a": 1}])
 async def test_what_is_no_key_changes_no_entry_and_cannot_be_read(open_store: Open, key: Any) -> None:
     async with shop(open_store) as here:
