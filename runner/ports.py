@@ -369,7 +369,7 @@ class ProjectionStore(Protocol):
 
     async def history(self, build: Build, key: str, as_of: AsOf) -> tuple[Entry | None, Sequence[LoggedEvent]]:
         """The last snapshot of an entry from before then, if there is one, and the events up to then that changed it
-        since the snapshot."""
+        since the snapshot, or were to."""
         ...
 
     async def sweep(self, limit: int) -> bool:

@@ -87,6 +87,7 @@ class Folding:
             before = self._entries.get(change.key) or Entry(key=change.key)
             if change.event.position <= before.position:
                 continue
+            self._changes.append((change.key, change.event.position))
             try:
                 state = _after(change, before.state or {})
             except (ExpressionError, FoldError) as error:
@@ -106,17 +107,15 @@ class Folding:
         )
 
     def _note(self, change: Change, before: Entry, state: dict[str, Any] | None) -> None:
-        meta, position = change.event.meta, change.event.position
         after = Entry(
             key=change.key,
             state=state,
-            position=position,
+            position=change.event.position,
             changes=before.changes + 1,
-            latest=max(before.latest, meta.time),
+            latest=max(before.latest, change.event.meta.time),
         )
         self._entries[change.key] = after
         self._touched.add(change.key)
-        self._changes.append((change.key, position))
         if after.changes % SNAPSHOT_EVERY == 0:
             self._snapshots.append(after)
 
