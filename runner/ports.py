@@ -335,7 +335,7 @@ class EventLog(Protocol):
 
 class ProjectionStore(Protocol):
     """Read models: their entries, and how far each is folded. One a projection is served, and at most one more is
-    built, to take its place."""
+    built, to take its place. What reads entries raises GivenUpError for one that was given up, in part or whole."""
 
     async def builds(self) -> Sequence[Build]:
         """All that are served or built, by name."""

@@ -14,7 +14,7 @@ from datetime import timedelta
 import msgspec
 
 from runner.engine.folding import Folding
-from runner.errors import StoreError
+from runner.errors import GivenUpError, StoreError
 from runner.plan import Projection
 from runner.ports import Clock, EventLog, ProjectionStore
 from runner.records import Build, EventFilter
@@ -116,7 +116,10 @@ class Projector:
         if events:
             folding = Folding(projection)
             changes = folding.look(events)
-            position, entries = await self._store.entries(build, {change.key for change in changes})
+            try:
+                position, entries = await self._store.entries(build, {change.key for change in changes})
+            except GivenUpError:
+                return True
             if position != build.position:
                 return True
             folding.start_with(entries.values())

@@ -48,7 +48,10 @@ UPDATE builds SET state = 'served' WHERE id = $1
 -- name: entries  with the position, of one moment
 SELECT b.position, e.key, e.state, e.position, e.changes, e.latest
 FROM builds b LEFT JOIN entries e ON e.build = b.id AND e.key = ANY ($2::text[])
-WHERE b.id = $1
+WHERE b.id = $1 AND b.state <> 'retired'
+
+-- name: is_kept  asked after what is read: from then on it may be swept away
+SELECT 1 FROM builds WHERE id = $1 AND state <> 'retired'
 
 -- name: page
 SELECT key, state, position, changes, latest FROM entries

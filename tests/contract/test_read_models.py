@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.engine import folding, projector
+from runner.engine import folding, projector, read_models
 from runner.engine.projector import Projector
 from runner.engine.read_models import ReadModels
 from runner.errors import NotFoundError, NotReadyError
@@ -330,8 +330,6 @@ async def test_what_is_no_key_changes_no_entry_and_cannot_be_read(open_store: Op
 
 
 async def test_who_asks_too_early_is_told_how_far_it_is(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.engine import read_models
-
     monkeypatch.setattr(read_models, "MAX_TAIL", 3)
     async with shop(open_store) as here:
         await here.log(*(event(n, "placed", "a") for n in range(1, 5)))
@@ -423,3 +421,54 @@ async def test_another_process_leaves_what_is_claimed_alone_until_the_claim_has_
         here.clock.advance(6)
         await second.step()
         assert [b.position for b in await here.store.projections.builds()] == [2]
+
+
+@dataclass
+class Swapping:
+    """The read models of a store, of which another process serves a new one, and sweeps the old one away, before the
+    call number `at` of those that read."""
+
+    here: Shop
+    at: int
+    calls: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self.here.store.projections, name)
+        return self._late(real) if name in ("entries", "page", "history") else real
+
+    def _late(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(*args: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.at:
+                other = self.here.projector()
+                await self.here.store.projections.begin_build("orders", self.here.projection.definition, anew=True)
+                await fold_all(other)
+            return await real(*args, **options)
+
+        return call
+
+
+@pytest.mark.parametrize("how", ["get", "get_as_of", "all"])
+async def test_who_reads_while_another_takes_its_place_reads_on_there(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(read_models, "PAGE", 2)
+    for at in count(1):
+        async with shop(open_store) as here:
+            await here.log(*(event(n, "placed", f"k{n}") for n in range(1, 6)))
+            folding = here.projector()
+            await folding.begin()
+            await fold_all(folding)
+            await here.log(event(6, "placed", "k6"))
+            swapping: Any = Swapping(here, at)
+            reads = ReadModels({"orders": here.projection}, log=here.store, store=swapping, load=compile_projection)
+            match how:
+                case "get":
+                    assert (await reads.get("orders", "k1"))["times"] == 1
+                case "get_as_of":
+                    assert (await reads.get_as_of("orders", "k1", AsOf(position=3)))["times"] == 1
+                case "all":
+                    assert [entry.key async for entry in reads.all("orders")] == [f"k{n}" for n in range(1, 7)]
+            if swapping.calls < at:
+                assert at > 1
+                return
