@@ -373,7 +373,8 @@ class ProjectionStore(Protocol):
         ...
 
     async def sweep(self, limit: int) -> bool:
-        """Delete some entries of read models that were given up; False if nothing of them is left."""
+        """Delete some entries of read models that were given up; False if nothing of them is left, or
+        others are at it."""
         ...
 
 

@@ -120,14 +120,15 @@ class PostgresProjections:
         """See `ProjectionStore.sweep`."""
 
         async def delete(connection: _Connection) -> bool:
-            retired = await connection.fetchval(_SQL["retired"])
-            if retired is None:
-                return False
-            for part in ("sweep_entries", "sweep_snapshots", "sweep_changes"):
-                if await connection.execute(_SQL[part], retired, limit) != "DELETE 0":
-                    return True
-            await connection.execute(_SQL["forget_build"], retired)
-            return True
+            async with connection.transaction():
+                retired = await connection.fetchval(_SQL["retired"])
+                if retired is None:
+                    return False
+                for part in ("sweep_entries", "sweep_snapshots", "sweep_changes"):
+                    if await connection.execute(_SQL[part], retired, limit) != "DELETE 0":
+                        return True
+                await connection.execute(_SQL["forget_build"], retired)
+                return True
 
         return await self._with(delete)
 

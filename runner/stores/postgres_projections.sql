@@ -70,8 +70,8 @@ WHERE c.build = $1 AND c.key = $2 AND c.position > $5 AND ($3::bigint IS NULL OR
     AND ($4::text IS NULL OR events.time <= $4)
 ORDER BY events.position
 
--- name: retired
-SELECT id FROM builds WHERE state = 'retired' ORDER BY id LIMIT 1
+-- name: retired  one that nobody else sweeps: of the same rows, the second would find none, and forget the build
+SELECT id FROM builds WHERE state = 'retired' ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
 
 -- name: sweep_entries
 DELETE FROM entries WHERE build = $1 AND key IN (SELECT key FROM entries WHERE build = $1 LIMIT $2)
