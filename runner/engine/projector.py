@@ -95,8 +95,12 @@ class Projector:
         return await self._store.sweep(SWEEP) or any(more)
 
     def may_fold(self, build: Build) -> bool:
-        """Whether no other process has claimed it."""
-        return build.claimed_by in (None, self._owner) or (build.claimed_until or "") <= rfc3339(self._clock.now())
+        """Whether no other process has claimed it. A claim that no clock like ours could have made counts for none:
+        its process may have died, and would keep the read model for as long as its clock was ahead."""
+        if build.claimed_by in (None, self._owner) or build.claimed_until is None:
+            return True
+        now = self._clock.now()
+        return not rfc3339(now) < build.claimed_until <= rfc3339(now + timedelta(seconds=2 * CLAIM_S))
 
     async def _fold_apart(self, build: Build) -> bool:
         """As `fold`; but a read model that cannot be folded keeps no other from it."""

@@ -343,6 +343,21 @@ async def test_who_asks_too_early_is_told_how_far_it_is(open_store: Open, monkey
         assert sum(told) == 4
 
 
+async def test_a_dead_process_whose_clock_was_ahead_keeps_a_read_model_no_longer_than_another(
+    open_store: Open,
+) -> None:
+    async with shop(open_store) as here:
+        ahead, punctual = here.projector(), here.projector("punctual")
+        await ahead.begin()
+        await here.log(event(1, "placed", "a"))
+        here.clock.advance(3600)
+        await ahead.step()
+        here.clock.advance(-3600)
+        await here.log(event(2, "placed", "a"))
+        await punctual.step()
+        assert [b.position for b in await here.store.projections.builds()] == [2]
+
+
 class Crash(BaseException):
     """The process died."""
 
