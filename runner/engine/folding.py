@@ -129,7 +129,11 @@ def key_text(value: object) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise FoldError(f"a key is a text or a number, not {_shown(value)}")
     text = as_text(value)
-    if not 1 <= len(text.encode(errors="replace")) <= MAX_KEY_BYTES or "\x00" in text:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise FoldError("a key is no half of a character, and no byte that is none") from None
+    if not 1 <= size <= MAX_KEY_BYTES or "\x00" in text:
         raise FoldError(f"a key has 1 to {MAX_KEY_BYTES} bytes, and no NUL")
     return text
 

@@ -48,8 +48,8 @@ class ReadModels:
         self._store = store
         self._load = load
 
-    async def get(self, name: str, key: object) -> dict[str, Any] | None:
-        """The entry under a key, as of now; None if there is none.
+    async def get(self, name: str, key: object, *, patient: bool = False) -> dict[str, Any] | None:
+        """The entry under a key, as of now; None if there is none. `patient`: however many events are to be folded.
 
         Raises NotFoundError for a projection that nobody declares, NotReadyError while it is not built yet, FoldError
         for what is no key, StoreError.
@@ -57,7 +57,8 @@ class ReadModels:
         text = key_text(key)
         while True:
             with suppress(GivenUpError):
-                entries = await self._up_to_date(await self._kept(name), keys={text}, most=MAX_TAIL)
+                kept = await self._kept(name)
+                entries = await self._up_to_date(kept, keys={text}, most=None if patient else MAX_TAIL)
                 return entries[text].state if text in entries else None
 
     async def get_as_of(self, name: str, key: object, as_of: AsOf) -> dict[str, Any] | None:
@@ -108,7 +109,7 @@ class ReadModels:
 
     async def all_as_of(self, name: str, as_of: AsOf, *, progress: Progress | None = None) -> Sequence[Entry]:
         """All entries as they were then, folded from the beginning of the log. Raises NotFoundError, StoreError."""
-        kept = _Kept(self._declared(name), None)
+        kept = _Kept((await self._kept(name)).projection, None)
         folding = Folding(kept.projection)
         async for batch in self._events(kept, after=0, as_of=as_of):
             folding.fold(folding.look(batch))
