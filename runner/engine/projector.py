@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -90,9 +90,16 @@ class Projector:
 
     async def step(self) -> bool:
         """Fold a batch into each read model that is not another process's. Whether there is more. Raises StoreError."""
-        builds = [build for build in await self._store.builds() if self.may_fold(build)]
-        more = [await self._fold_apart(build) for build in builds]
+        more = [await self._fold_apart(build) for build in await self._builds() if self.may_fold(build)]
         return await self._store.sweep(SWEEP) or any(more)
+
+    async def _builds(self) -> Sequence[Build]:
+        """All that there are; what a process of older files has given up meanwhile is begun again."""
+        builds = await self._store.builds()
+        missing = [each for each in self._projections if each.name not in {build.name for build in builds}]
+        for projection in missing:
+            await self._store.begin_build(projection.name, projection.definition)
+        return await self._store.builds() if missing else builds
 
     def may_fold(self, build: Build) -> bool:
         """Whether no other process has claimed it. A claim that no clock like ours could have made counts for none:

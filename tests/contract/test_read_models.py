@@ -64,9 +64,11 @@ class Shop:
     projection: Projection
     clock: FakeClock = field(default_factory=FakeClock)
 
-    def projector(self, owner: str | None = None, store: Any = None) -> Projector:
+    def projector(
+        self, owner: str | None = None, store: Any = None, declared: list[Projection] | None = None
+    ) -> Projector:
         return Projector(
-            projections=[self.projection],
+            projections=[self.projection] if declared is None else declared,
             log=self.store,
             store=store or self.store.projections,
             owner=owner or self.store.owner,
@@ -356,6 +358,19 @@ async def test_a_dead_process_whose_clock_was_ahead_keeps_a_read_model_no_longer
         await here.log(event(2, "placed", "a"))
         await punctual.step()
         assert [b.position for b in await here.store.projections.builds()] == [2]
+
+
+async def test_what_a_process_of_older_files_gives_up_is_begun_again_by_one_that_declares_it(
+    open_store: Open,
+) -> None:
+    async with shop(open_store) as here:
+        new, old = here.projector(), here.projector("of older files", declared=[])
+        await new.begin()
+        await here.log(event(1, "placed", "a"))
+        await fold_all(new)
+        await old.begin()
+        await fold_all(new)
+        assert [(b.position, b.is_served) for b in await here.store.projections.builds()] == [(1, True)]
 
 
 class Crash(BaseException):
