@@ -43,6 +43,9 @@ from runner.times import parse_time, rfc3339
 
 SCRIPTS = ("sqlite_schema.sql", *(f"sqlite_schema_{number}.sql" for number in range(2, 6)))
 
+MAX_TYPES = 100
+"""SQLite puts up to 500 queries together."""
+
 _SQL = load_queries("runner.stores", "sqlite_queries.sql")
 _log = logging.getLogger("flowrun.store")
 
@@ -314,11 +317,13 @@ class SqliteStore:
     ) -> Sequence[LoggedEvent]:
         """See `EventLog.events`."""
         given = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
-        names = ["events", *(f"events_{name}" for name in given), "events_newest" if newest else "events_first"]
-        query = "\n".join(_SQL[name] for name in names)
         values = {**given, "after": after, "limit": limit}
+        order = _SQL["events_newest" if newest else "events_first"]
+        conditions = [_SQL[f"events_{name}"] for name in given if name != "types"]
         if wanted.types is not None:
-            values["types"] = rows.text(wanted.types)
+            conditions.append(_of_types(len(wanted.types), [*conditions, order]))
+            values |= {"types": rows.text(wanted.types)} | {f"type_{n}": kind for n, kind in enumerate(wanted.types)}
+        query = "\n".join([_SQL["events"], *conditions, order])
         found = await self._file.read(lambda c: c.execute(query, values).fetchall())
         return [rows.logged_event(row) for row in sorted(found)]
 
@@ -400,6 +405,15 @@ class SqliteStore:
     def _leave(self, connection: sqlite3.Connection) -> None:
         connection.execute(_SQL["put_down"], (self._owner,))
         connection.execute(_SQL["free_outbox"], (self._owner,))
+
+
+def _of_types(count: int, more: Sequence[str]) -> str:
+    """A condition: the first events of each of so many types, or the last. Of several types asked for at once, SQLite
+    would sort all that there are, for each batch anew."""
+    if count > MAX_TYPES:
+        return _SQL["events_types"]
+    each = ("\n".join([f"{_SQL['events_of_type']}{number}", *more, ")"]) for number in range(count))
+    return f"AND events.position IN ({' UNION ALL '.join(each)})"
 
 
 def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:

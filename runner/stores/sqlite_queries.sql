@@ -57,6 +57,9 @@ AND events.id >= :id_begins AND events.id < :id_begins || char(0x10FFFF)
 -- name: events_types
 AND events.type IN (SELECT value FROM json_each(:types))
 
+-- name: events_of_type  in the order of its index; to be followed by the number of the type, conditions as above, and )
+SELECT * FROM (SELECT events.position FROM events WHERE events.position > :after AND events.type = :type_
+
 -- name: events_source
 AND events.source = :source
 

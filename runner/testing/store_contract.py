@@ -520,6 +520,10 @@ class StoreContract:
             assert await found(types=()) == []
             assert await found(types=("order.paid", "order.placed"), subject="s-1") == [1, 3, 5, 7, 9]
             assert await found(2, types=("order.paid",), newest=True) == [6, 9]
+            both = ("order.paid", "order.placed")
+            assert await found(3, types=both, since=at(2)) == [2, 3, 4]
+            assert await found(3, types=both, newest=True, until=at(5)) == [3, 4, 5]
+            assert await found(2, types=(*both, *(f"t-{number}" for number in range(1000)))) == [0, 1]
             assert await found(source="/s/3") == [3, 7]
             assert await found(correlation_id="c-1") == [5, 6, 7, 8, 9]
             assert await found(since=at(3), until=at(5)) == [3, 4, 5]
