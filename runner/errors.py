@@ -5,6 +5,7 @@ FlowrunError                  what a command reports in one line, with an exit c
 ├── NotFoundError             there is no such run, event, handler …                 (exit 1)
 ├── RefusedError              it is not in a state in which that can be done         (exit 1)
 ├── NotReadyError             what was asked for is still being built                (exit 75)
+│   └── GivenUpError          another read model has taken the place of this one
 ├── StoreError                the store cannot be reached or used                    (exit 69)
 │   ├── OwnershipError        a run is not ours any more
 │   └── VersionConflictError  the event log has another version of a subject than was expected
@@ -55,6 +56,15 @@ class NotReadyError(FlowrunError):
     """It cannot be told yet; it can later."""
 
     exit_code = 75
+
+
+class GivenUpError(NotReadyError):
+    """The read model was given up: another has taken its place, or nobody declares it any more."""
+
+    @classmethod
+    def of(cls, name: str) -> GivenUpError:
+        """The error for a read model of that projection."""
+        return cls(f"a read model of {name} was given up while it was read", hint="try again")
 
 
 class StoreError(FlowrunError):

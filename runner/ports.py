@@ -351,7 +351,7 @@ class EventLog(Protocol):
 
 class ProjectionStore(Protocol):
     """Read models: their entries, and how far each is folded. One a projection is served, and at most one more is
-    built, to take its place."""
+    built, to take its place. What reads entries raises GivenUpError for one that was given up, in part or whole."""
 
     async def builds(self) -> Sequence[Build]:
         """All that are served or built, by name."""
@@ -385,11 +385,12 @@ class ProjectionStore(Protocol):
 
     async def history(self, build: Build, key: str, as_of: AsOf) -> tuple[Entry | None, Sequence[LoggedEvent]]:
         """The last snapshot of an entry from before then, if there is one, and the events up to then that changed it
-        since the snapshot."""
+        since the snapshot, or were to."""
         ...
 
     async def sweep(self, limit: int) -> bool:
-        """Delete some entries of read models that were given up; False if nothing of them is left."""
+        """Delete some entries of read models that were given up; False if nothing of them is left, or
+        others are at it."""
         ...
 
 

@@ -365,7 +365,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 class Folded(msgspec.Struct, frozen=True, kw_only=True):
     """What events of the log, up to `position`, made of a read model: its entries that changed, as they are now.
 
-    `changes` are all of them, by key and position; `snapshots` are entries as they were after some of the changes.
+    `changes` are all of them, by key and position, with the events that were left out: in the past, without what has
+    happened since, they may not be. `snapshots` are entries as they were after some of the changes.
     """
 
     position: int

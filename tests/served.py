@@ -151,6 +151,7 @@ async def served(
 
         keys = Keys(env=env_of, secrets=secrets_of)
         reads = ReadModels(plan.projections, log=store, store=store.projections, load=compile_projection)
+        proxies = [ip_network(text) for text in trusted]
         ingress = Ingress(
             plan=plan,
             sender=sender,
@@ -160,10 +161,10 @@ async def served(
             env=env_of,
             keys=keys,
             mask=Mask((secrets or {}).values()),
-            trusted=[ip_network(text) for text in trusted],
+            trusted=proxies,
         )
         readiness = Readiness(store=store, transport=transport, queue=plan.net, is_consuming=lambda: True)  # type: ignore[arg-type]
-        pages = ProjectionPages(plan.projections, reads, keys)
+        pages = ProjectionPages(plan.projections, reads, keys, trusted=proxies)
         app = make_app(plan.ingress, ingress, readiness, pages)
         carrier = httpx.ASGITransport(app, raise_app_exceptions=True, client=(peer, 4711))
         client = await stack.enter_async_context(httpx.AsyncClient(transport=carrier, base_url="http://test"))

@@ -80,7 +80,7 @@ def command(
         raise click.UsageError("--where and --limit choose among entries, and KEY names one")
     if name is None and (as_of is not None or where is not None or limit is not None or rebuild):
         raise click.UsageError("which projection? flowrun query lists them")
-    if rebuild and (key is not None or as_of is not None or where is not None):
+    if rebuild and (key is not None or as_of is not None or where is not None or limit is not None):
         raise click.UsageError("--rebuild rebuilds it; ask afterwards")
     settings = load_settings(root, store=store)
     plan = _plan(root, settings.project, name)
@@ -117,9 +117,10 @@ def _plan(root: Path, project: str, name: str | None) -> Plan:
 
 async def _show_one(reads: ReadModels, name: str, key: str, as_of: AsOf | None, as_json: bool) -> None:
     try:
-        state = await (reads.get(name, key) if as_of is None else reads.get_as_of(name, key, as_of))
+        state = await (reads.get(name, key, patient=True) if as_of is None else reads.get_as_of(name, key, as_of))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    await _say_if_older(reads, name)
     if state is None:
         raise await _no_entry(reads, name, key, as_of)
     if as_json:
@@ -133,10 +134,10 @@ async def _show_one(reads: ReadModels, name: str, key: str, as_of: AsOf | None, 
 
 
 async def _no_entry(reads: ReadModels, name: str, key: str, as_of: AsOf | None) -> NotFoundError:
-    if as_of is not None and await reads.get(name, key) is not None:
+    if as_of is not None and await reads.get(name, key, patient=True) is not None:
         return NotFoundError(f'{name} had no entry "{key}" yet', hint="flowrun query without --as-of has it")
     near = []
-    async for entry in reads.all(name):
+    async for entry in reads.all(name, most=None):
         near.append(entry.key)
         if len(near) == NEAR:
             break
@@ -161,8 +162,7 @@ async def _show_all(
                 break
     for line in choose.doubts():
         output.echo(line, err=True)
-    if as_of is None:
-        await _say_if_older(reads, name)
+    await _say_if_older(reads, name)
     if as_json:
         output.echo(output.json_value([{"key": entry.key, "state": entry.state} for entry in found]))
         return
@@ -243,7 +243,7 @@ async def _list(store: AnyStore, reads: ReadModels, as_json: bool) -> None:
         output.echo("No projections; declare some under projections:")
         return
     rows = [
-        (name, _how(served, built, head), str((served or built or _NONE).faults))
+        (name, _how(reads, served, built, head), str((served or built or _NONE).faults))
         for name, (served, built) in standing.items()
     ]
     for line in output.table(["PROJECTION", "STANDS", "LEFT OUT"], rows):
@@ -256,11 +256,13 @@ async def _list(store: AnyStore, reads: ReadModels, as_json: bool) -> None:
 _NONE = Build(id=0, name="", definition="", position=0, is_served=False)
 
 
-def _how(served: Build | None, built: Build | None, head: int) -> str:
+def _how(reads: ReadModels, served: Build | None, built: Build | None, head: int) -> str:
     if built is not None:
         how = "being rebuilt" if served is not None else "being built"
         return f"{how}: {100 * built.position // max(head, 1)} %"
-    return "served" if served is not None else "not built: flowrun start builds it"
+    if served is None:
+        return "not built: flowrun start builds it"
+    return "served" if reads.is_declared(served) else "served by its definition from before: flowrun start rebuilds it"
 
 
 def _as_json(name: str, served: Build | None, built: Build | None, head: int) -> dict[str, Any]:

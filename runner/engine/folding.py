@@ -17,12 +17,17 @@ from runner.errors import ExpressionError
 from runner.message import MAX_BODY_BYTES, decode_json, encode_json
 from runner.plan import Fold, Projection
 from runner.records import Entry, Folded, LoggedEvent
-from runner.values import as_text
+from runner.values import OMIT, as_text
 
 SNAPSHOT_EVERY = 100
 """Changes of an entry: so many events at most are folded to know what it was at some time."""
 MAX_KEY_BYTES = 512
 MAX_STATE_BYTES = MAX_BODY_BYTES
+MAX_STATE_DEPTH = 500
+"""Half of what the decoder can read on an empty stack: what one process has folded, every other can read."""
+
+
+_TOO_DEEP = f"the entry would be nested deeper than {MAX_STATE_DEPTH} levels"
 
 
 class FoldError(ValueError):
@@ -82,6 +87,7 @@ class Folding:
             before = self._entries.get(change.key) or Entry(key=change.key)
             if change.event.position <= before.position:
                 continue
+            self._changes.append((change.key, change.event.position))
             try:
                 state = _after(change, before.state or {})
             except (ExpressionError, FoldError) as error:
@@ -101,17 +107,15 @@ class Folding:
         )
 
     def _note(self, change: Change, before: Entry, state: dict[str, Any] | None) -> None:
-        meta, position = change.event.meta, change.event.position
         after = Entry(
             key=change.key,
             state=state,
-            position=position,
+            position=change.event.position,
             changes=before.changes + 1,
-            latest=max(before.latest, meta.time),
+            latest=max(before.latest, change.event.meta.time),
         )
         self._entries[change.key] = after
         self._touched.add(change.key)
-        self._changes.append((change.key, position))
         if after.changes % SNAPSHOT_EVERY == 0:
             self._snapshots.append(after)
 
@@ -125,7 +129,11 @@ def key_text(value: object) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise FoldError(f"a key is a text or a number, not {_shown(value)}")
     text = as_text(value)
-    if not 1 <= len(text.encode(errors="replace")) <= MAX_KEY_BYTES or "\x00" in text:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise FoldError("a key is no half of a character, and no byte that is none") from None
+    if not 1 <= size <= MAX_KEY_BYTES or "\x00" in text:
         raise FoldError(f"a key has 1 to {MAX_KEY_BYTES} bytes, and no NUL")
     return text
 
@@ -152,19 +160,38 @@ def _as_stored(state: dict[str, Any]) -> dict[str, Any]:
         text = encode_json(state)
     except (TypeError, ValueError, OverflowError) as error:
         raise FoldError(f"the entry would be no JSON value: {error}") from None
+    except RecursionError:
+        raise FoldError(_TOO_DEEP) from None
     if len(text) > MAX_STATE_BYTES:
         raise FoldError(f"the entry would have more than {MAX_STATE_BYTES} bytes")
+    if text.count(b"[") + text.count(b"{") > MAX_STATE_DEPTH and _depth(state) > MAX_STATE_DEPTH:
+        raise FoldError(_TOO_DEEP)
     stored: dict[str, Any] = decode_json(text)
     return stored
+
+
+def _depth(value: Any) -> int:
+    """How many objects and lists stand in one another."""
+    depth, level = 0, [value]
+    while level := [item for each in level if isinstance(each, dict | list) for item in _items(each)]:
+        depth += 1
+    return depth
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _sum(name: str, value: object, by: object) -> int | float:
     for number in (0 if value is None else value, by):
         if not isinstance(number, int | float) or isinstance(number, bool):
             raise FoldError(f'"{name}" cannot be incremented: {_shown(number)} is no number')
-    total: int | float = (value or 0) + by  # type: ignore[operator]
-    if not math.isfinite(total):
-        raise FoldError(f'"{name}" would be larger than any number')
+    try:
+        total: int | float = (value or 0) + by  # type: ignore[operator]
+        if not math.isfinite(total):
+            raise OverflowError
+    except OverflowError:
+        raise FoldError(f'"{name}" would be larger than any number') from None
     return total
 
 
@@ -175,5 +202,7 @@ def _list(name: str, value: object) -> list[Any]:
 
 
 def _shown(value: object) -> str:
+    if value is OMIT:
+        return "omit"
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= 40 else f"{text[:39]}…"

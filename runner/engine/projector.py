@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 
 import msgspec
 
 from runner.engine.folding import Folding
-from runner.errors import StoreError
+from runner.errors import GivenUpError, StoreError
 from runner.plan import Projection
 from runner.ports import Clock, EventLog, ProjectionStore
 from runner.records import Build, EventFilter
 from runner.times import rfc3339
 
 BATCH = 500
+FIRST_BATCH = 50
+BATCH_BYTES = 4 * 1024 * 1024
+"""Of the payloads of a batch, more or less: decoded, and with their entries, they take many times that."""
 LOOK_AGAIN_S = 1.0
 """What other processes have logged is folded after so long; what this one has, at once."""
 GATHER_S = 0.1
@@ -49,6 +52,8 @@ class Projector:
         self._load = load
         self._loaded: dict[str, Projection] = {each.definition: each for each in projections}
         self._poked = asyncio.Event()
+        self._limits: dict[int, int] = {}
+        """How many events are folded together, by read model: as many as the last ones were small."""
 
     def poke(self) -> None:
         """There may be something to fold."""
@@ -90,23 +95,50 @@ class Projector:
 
     async def step(self) -> bool:
         """Fold a batch into each read model that is not another process's. Whether there is more. Raises StoreError."""
-        builds = [build for build in await self._store.builds() if self.may_fold(build)]
-        more = [await self.fold(build) for build in builds]
+        more = [await self._fold_apart(build) for build in await self._builds() if self.may_fold(build)]
         return await self._store.sweep(SWEEP) or any(more)
 
+    async def _builds(self) -> Sequence[Build]:
+        """All that there are; what a process of older files has given up meanwhile is begun again."""
+        builds = await self._store.builds()
+        missing = [each for each in self._projections if each.name not in {build.name for build in builds}]
+        for projection in missing:
+            await self._store.begin_build(projection.name, projection.definition)
+        return await self._store.builds() if missing else builds
+
     def may_fold(self, build: Build) -> bool:
-        """Whether no other process has claimed it."""
-        return build.claimed_by in (None, self._owner) or (build.claimed_until or "") <= rfc3339(self._clock.now())
+        """Whether no other process has claimed it. A claim that no clock like ours could have made counts for none:
+        its process may have died, and would keep the read model for as long as its clock was ahead."""
+        if build.claimed_by in (None, self._owner) or build.claimed_until is None:
+            return True
+        now = self._clock.now()
+        return not rfc3339(now) < build.claimed_until <= rfc3339(now + timedelta(seconds=2 * CLAIM_S))
+
+    async def _fold_apart(self, build: Build) -> bool:
+        """As `fold`; but a read model that cannot be folded keeps no other from it."""
+        try:
+            return await self.fold(build)
+        except StoreError:
+            raise
+        except Exception:
+            _log.exception("%s is not folded on: internal error, please report it", build.name)
+            return False
 
     async def fold(self, build: Build) -> bool:
         """Fold a batch into one; it is served once nothing is left to fold. Whether more may be. Raises StoreError."""
         projection = self._projection(build)
         wanted = EventFilter(types=tuple(projection.folds))
-        events = await self._log.events(wanted, limit=BATCH, after=build.position)
+        limit = min(self._limits.get(build.id, FIRST_BATCH), BATCH)
+        events = await self._log.events(wanted, limit=limit, after=build.position)
+        size = sum(len(event.data) for event in events)
+        self._limits[build.id] = max(1, min(BATCH, limit * BATCH_BYTES // max(size, 1)))
         if events:
             folding = Folding(projection)
             changes = folding.look(events)
-            position, entries = await self._store.entries(build, {change.key for change in changes})
+            try:
+                position, entries = await self._store.entries(build, {change.key for change in changes})
+            except GivenUpError:
+                return True
             if position != build.position:
                 return True
             folding.start_with(entries.values())
@@ -118,10 +150,10 @@ class Projector:
             if not await self._store.fold(build, folded, claimed_by=self._owner, claimed_until=until):
                 return True
             build = msgspec.structs.replace(build, position=folded.position)
-        if len(events) < BATCH and not build.is_served:
+        if len(events) < limit and not build.is_served:
             await self._store.serve(build)
             _log.info("%s is built", build.name)
-        return len(events) == BATCH
+        return len(events) == limit
 
     def _projection(self, build: Build) -> Projection:
         if build.definition not in self._loaded:

@@ -6,12 +6,13 @@ So a reader sees every event that was in the log when it asked, whether or not s
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from runner.engine.folding import Folding, key_text
 from runner.engine.projector import BATCH, Load
-from runner.errors import NotFoundError, NotReadyError
+from runner.errors import GivenUpError, NotFoundError, NotReadyError
 from runner.plan import Projection
 from runner.ports import EventLog, ProjectionStore
 from runner.records import AsOf, Build, Entry, EventFilter, LoggedEvent
@@ -47,20 +48,28 @@ class ReadModels:
         self._store = store
         self._load = load
 
-    async def get(self, name: str, key: object) -> dict[str, Any] | None:
-        """The entry under a key, as of now; None if there is none.
+    async def get(self, name: str, key: object, *, patient: bool = False) -> dict[str, Any] | None:
+        """The entry under a key, as of now; None if there is none. `patient`: however many events are to be folded.
 
         Raises NotFoundError for a projection that nobody declares, NotReadyError while it is not built yet, FoldError
         for what is no key, StoreError.
         """
         text = key_text(key)
-        entries = await self._up_to_date(await self._kept(name), keys={text}, most=MAX_TAIL)
-        return entries[text].state if text in entries else None
+        while True:
+            with suppress(GivenUpError):
+                kept = await self._kept(name)
+                entries = await self._up_to_date(kept, keys={text}, most=None if patient else MAX_TAIL)
+                return entries[text].state if text in entries else None
 
     async def get_as_of(self, name: str, key: object, as_of: AsOf) -> dict[str, Any] | None:
         """The entry under a key as it was then. Raises NotFoundError, FoldError, StoreError."""
-        text, kept = key_text(key), await self._kept(name)  # what is folded twice below changes nothing
-        folding = Folding(kept.projection)
+        text = key_text(key)
+        while True:
+            with suppress(GivenUpError):
+                return await self._as_of(await self._kept(name), text, as_of)
+
+    async def _as_of(self, kept: _Kept, text: str, as_of: AsOf) -> dict[str, Any] | None:
+        folding = Folding(kept.projection)  # what is folded twice below changes nothing
         if kept.build is not None:
             snapshot, events = await self._store.history(kept.build, text, as_of)
             folding.start_with([snapshot] if snapshot is not None else [])
@@ -72,8 +81,18 @@ class ReadModels:
     async def all(
         self, name: str, *, after: str = "", most: int | None = MAX_TAIL, progress: Progress | None = None
     ) -> AsyncIterator[Entry]:
-        """All entries as of now behind a key, in the order of their keys. Raises as `get`."""
-        kept = await self._kept(name)
+        """All entries as of now behind a key, in the order of their keys. Raises as `get`.
+
+        If another read model takes the place of the one that is served meanwhile, the rest is that one's.
+        """
+        while True:
+            with suppress(GivenUpError):
+                async for entry in self._all(await self._kept(name), after, most, progress):
+                    after = entry.key
+                    yield entry
+                return
+
+    async def _all(self, kept: _Kept, after: str, most: int | None, progress: Progress | None) -> AsyncIterator[Entry]:
         newer = await self._up_to_date(kept, keys=None, most=most, progress=progress)
         rest = sorted(key for key in newer if key > after)
         async for entry in self._stored(kept, after):
@@ -90,7 +109,7 @@ class ReadModels:
 
     async def all_as_of(self, name: str, as_of: AsOf, *, progress: Progress | None = None) -> Sequence[Entry]:
         """All entries as they were then, folded from the beginning of the log. Raises NotFoundError, StoreError."""
-        kept = _Kept(self._declared(name), None)
+        kept = _Kept((await self._kept(name)).projection, None)
         folding = Folding(kept.projection)
         async for batch in self._events(kept, after=0, as_of=as_of):
             folding.fold(folding.look(batch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from runner.errors import GivenUpError
 from runner.records import AsOf, Build, Entry, Folded, LoggedEvent
 from runner.sql import load_queries
 from runner.stores import rows
@@ -89,11 +90,17 @@ class PostgresProjections:
 
     async def entries(self, build: Build, keys: Collection[str]) -> tuple[int, Mapping[str, Entry]]:
         """See `ProjectionStore.entries`."""
-        return rows.entries(await self._with(lambda c: c.fetch(_SQL["entries"], build.id, list(keys))))
+        return rows.entries(build, await self._with(lambda c: c.fetch(_SQL["entries"], build.id, list(keys))))
 
     async def page(self, build: Build, *, after: str = "", limit: int) -> Sequence[Entry]:
         """See `ProjectionStore.page`."""
-        return [rows.entry(row) for row in await self._with(lambda c: c.fetch(_SQL["page"], build.id, after, limit))]
+
+        async def read(connection: _Connection) -> Sequence[Entry]:
+            found = await connection.fetch(_SQL["page"], build.id, after, limit)
+            await _see_it_is_kept(connection, build)
+            return [rows.entry(row) for row in found]
+
+        return await self._with(read)
 
     async def history(self, build: Build, key: str, as_of: AsOf) -> tuple[Entry | None, Sequence[LoggedEvent]]:
         """See `ProjectionStore.history`."""
@@ -104,6 +111,7 @@ class PostgresProjections:
             snapshot = None if row is None else rows.entry(row)
             since = 0 if snapshot is None else snapshot.position
             events = await connection.fetch(_SQL["history"], *which, since)
+            await _see_it_is_kept(connection, build)
             return snapshot, [rows.logged_event(event) for event in events]
 
         return await self._with(read)
@@ -112,13 +120,19 @@ class PostgresProjections:
         """See `ProjectionStore.sweep`."""
 
         async def delete(connection: _Connection) -> bool:
-            retired = await connection.fetchval(_SQL["retired"])
-            if retired is None:
-                return False
-            for part in ("sweep_entries", "sweep_snapshots", "sweep_changes"):
-                if await connection.execute(_SQL[part], retired, limit) != "DELETE 0":
-                    return True
-            await connection.execute(_SQL["forget_build"], retired)
-            return True
+            async with connection.transaction():
+                retired = await connection.fetchval(_SQL["retired"])
+                if retired is None:
+                    return False
+                for part in ("sweep_entries", "sweep_snapshots", "sweep_changes"):
+                    if await connection.execute(_SQL[part], retired, limit) != "DELETE 0":
+                        return True
+                await connection.execute(_SQL["forget_build"], retired)
+                return True
 
         return await self._with(delete)
+
+
+async def _see_it_is_kept(connection: _Connection, build: Build) -> None:
+    if await connection.fetchval(_SQL["is_kept"], build.id) is None:
+        raise GivenUpError.of(build.name)

@@ -48,7 +48,10 @@ UPDATE builds SET state = 'served' WHERE id = $1
 -- name: entries  with the position, of one moment
 SELECT b.position, e.key, e.state, e.position, e.changes, e.latest
 FROM builds b LEFT JOIN entries e ON e.build = b.id AND e.key = ANY ($2::text[])
-WHERE b.id = $1
+WHERE b.id = $1 AND b.state <> 'retired'
+
+-- name: is_kept  asked after what is read: from then on it may be swept away
+SELECT 1 FROM builds WHERE id = $1 AND state <> 'retired'
 
 -- name: page
 SELECT key, state, position, changes, latest FROM entries
@@ -67,8 +70,8 @@ WHERE c.build = $1 AND c.key = $2 AND c.position > $5 AND ($3::bigint IS NULL OR
     AND ($4::text IS NULL OR events.time <= $4)
 ORDER BY events.position
 
--- name: retired
-SELECT id FROM builds WHERE state = 'retired' ORDER BY id LIMIT 1
+-- name: retired  one that nobody else sweeps: of the same rows, the second would find none, and forget the build
+SELECT id FROM builds WHERE state = 'retired' ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
 
 -- name: sweep_entries
 DELETE FROM entries WHERE build = $1 AND key IN (SELECT key FROM entries WHERE build = $1 LIMIT $2)

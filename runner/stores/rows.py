@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from runner.errors import NotFoundError, VersionConflictError
+from runner.errors import GivenUpError, NotFoundError, VersionConflictError
 from runner.message import Meta, Outgoing, Properties
 from runner.plan import Binding, Exchange, Queue, Topology
 from runner.records import (
@@ -177,10 +177,15 @@ def entry(row: Sequence[Any]) -> Entry:
     )
 
 
-def entries(found: Sequence[Sequence[Any]]) -> tuple[int, dict[str, Entry]]:
-    """A build's position, which stands in every row, and the entries behind it, by key; nulls if there are none."""
+def entries(build: Build, found: Sequence[Sequence[Any]]) -> tuple[int, dict[str, Entry]]:
+    """The build's position, which stands in every row, and the entries behind it, by key; nulls if there are none.
+
+    Raises GivenUpError if there is no row.
+    """
+    if not found:
+        raise GivenUpError.of(build.name)
     known = [entry(tuple(row)[1:]) for row in found if row[1] is not None]
-    return found[0][0] if found else 0, {each.key: each for each in known}
+    return found[0][0], {each.key: each for each in known}
 
 
 def logged_event(row: Sequence[Any]) -> LoggedEvent:

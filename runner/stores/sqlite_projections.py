@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 
+from runner.errors import GivenUpError
 from runner.records import AsOf, Build, Entry, Folded, LoggedEvent
 from runner.sql import load_queries
 from runner.sqlite_file import SqliteFile
@@ -70,12 +71,18 @@ class SqliteProjections:
     async def entries(self, build: Build, keys: Collection[str]) -> tuple[int, Mapping[str, Entry]]:
         """See `ProjectionStore.entries`."""
         wanted = (build.id, rows.text(list(keys)))
-        return rows.entries(await self._file.read(lambda c: c.execute(_SQL["entries"], wanted).fetchall()))
+        return rows.entries(build, await self._file.read(lambda c: c.execute(_SQL["entries"], wanted).fetchall()))
 
     async def page(self, build: Build, *, after: str = "", limit: int) -> Sequence[Entry]:
         """See `ProjectionStore.page`."""
         which = (build.id, after, limit)
-        return await self._file.read(lambda c: [rows.entry(row) for row in c.execute(_SQL["page"], which)])
+
+        def read(connection: sqlite3.Connection) -> Sequence[Entry]:
+            found = connection.execute(_SQL["page"], which).fetchall()
+            _see_it_is_kept(connection, build)
+            return [rows.entry(row) for row in found]
+
+        return await self._file.read(read)
 
     async def history(self, build: Build, key: str, as_of: AsOf) -> tuple[Entry | None, Sequence[LoggedEvent]]:
         """See `ProjectionStore.history`."""
@@ -85,7 +92,8 @@ class SqliteProjections:
             row = connection.execute(_SQL["snapshot"], which).fetchone()
             snapshot = None if row is None else rows.entry(row)
             since = 0 if snapshot is None else snapshot.position
-            events = connection.execute(_SQL["history"], (*which, since))
+            events = connection.execute(_SQL["history"], (*which, since)).fetchall()
+            _see_it_is_kept(connection, build)
             return snapshot, [rows.logged_event(event) for event in events]
 
         return await self._file.read(read)
@@ -106,3 +114,8 @@ class SqliteProjections:
             return True
 
         return await self._file.write(delete)
+
+
+def _see_it_is_kept(connection: sqlite3.Connection, build: Build) -> None:
+    if connection.execute(_SQL["is_kept"], (build.id,)).fetchone() is None:
+        raise GivenUpError.of(build.name)

@@ -42,7 +42,10 @@ UPDATE builds SET state = 'served' WHERE id = ?
 -- name: entries  with the position, of one moment
 SELECT b.position, e.key, e.state, e.position, e.changes, e.latest
 FROM builds b LEFT JOIN entries e ON e.build = b.id AND e.key IN (SELECT value FROM json_each(?2))
-WHERE b.id = ?1
+WHERE b.id = ?1 AND b.state <> 'retired'
+
+-- name: is_kept  asked after what is read: from then on it may be swept away
+SELECT 1 FROM builds WHERE id = ? AND state <> 'retired'
 
 -- name: page
 SELECT key, state, position, changes, latest FROM entries

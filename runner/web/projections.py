@@ -1,14 +1,14 @@
 """Read models over HTTP: `GET /projections/NAME` and `GET /projections/NAME/KEY`.
 
 One without `auth` is for this machine only, whatever the address that is listened on: what it holds was never said to
-be for everyone.
+be for everyone. A proxy on this machine is told by what it adds to a request, or by `trusted_proxies`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from ipaddress import ip_address
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -20,12 +20,13 @@ from runner.plan import Projection
 from runner.records import AsOf
 from runner.times import parse_time, rfc3339
 from runner.web.keys import Keys
+from runner.web.received import Network, address_of
 from runner.web.refusal import RETRY_AFTER, Refusal, json_response
 
 PAGE = 100
 MAX_PAGE = 1000
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-_FORWARDING = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+_LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
+_FORWARDING = ("forwarded", "x-forwarded-", "x-real-ip", "via")
 
 _log = logging.getLogger("flowrun.http")
 
@@ -33,10 +34,13 @@ _log = logging.getLogger("flowrun.http")
 class ProjectionPages:
     """Serves the projections of a plan."""
 
-    def __init__(self, projections: Mapping[str, Projection], reads: ReadModels, keys: Keys) -> None:
+    def __init__(
+        self, projections: Mapping[str, Projection], reads: ReadModels, keys: Keys, *, trusted: Sequence[Network] = ()
+    ) -> None:
         self._projections = projections
         self._reads = reads
         self._keys = keys
+        self._trusted = trusted
 
     async def many(self, request: Request) -> Response:
         """`GET /projections/NAME?limit=100&after=KEY`: entries in the order of their keys, as `[{key, state}, …]`."""
@@ -68,9 +72,19 @@ class ProjectionPages:
     def _let_in(self, projection: Projection, request: Request) -> None:
         if projection.bearer is not None:
             self._keys.mind_the_bearer(projection, request.headers.get("authorization", ""))
-        elif not _is_from_here(request):
+        elif not self._is_from_here(request):
             message = f"{projection.name} is for the machine that serves it; auth: {{bearer: …}} opens it to others"
             raise Refusal(403, "forbidden", message)
+
+    def _is_from_here(self, request: Request) -> bool:
+        """Whether a program on this machine asks, and no proxy for another; nor a page of another's name, in a
+        browser."""
+        if any(name.startswith(_FORWARDING) for name in request.headers):
+            return False
+        if _LOCAL_HOST.fullmatch(request.headers.get("host", "")) is None:
+            return False
+        peer = None if request.client is None else address_of(request.client.host)
+        return peer is not None and peer.is_loopback and not any(peer in network for network in self._trusted)
 
     async def _one(self, request: Request, name: str) -> Response:
         key, as_of = request.path_params["key"], _as_of(request)
@@ -84,22 +98,16 @@ class ProjectionPages:
 
     async def _many(self, request: Request, name: str) -> Response:
         limit, after = _limit(request), request.query_params.get("after", "")
+        if "\x00" in after:
+            raise Refusal(400, "invalid_input", "no key has a NUL")
+        if "as_of" in request.query_params:
+            raise Refusal(400, "invalid_input", "as_of is of one entry: GET /projections/NAME/KEY?as_of=…")
         found: list[dict[str, Any]] = []
         async for entry in self._reads.all(name, after=after):
             found.append({"key": entry.key, "state": entry.state})
             if len(found) == limit:
                 break
         return json_response(found)
-
-
-def _is_from_here(request: Request) -> bool:
-    """Whether a program on this machine asks, and no proxy for another; nor a page of another's name, in a browser."""
-    if any(name in request.headers for name in _FORWARDING) or request.url.hostname not in _LOCAL_NAMES:
-        return False
-    try:
-        return request.client is not None and ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False
 
 
 def _limit(request: Request) -> int:

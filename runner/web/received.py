@@ -100,12 +100,12 @@ def client_ip(peer: str, forwarded: str, trusted: Sequence[Network]) -> str:
 
     Whatever stands before the first untrusted address, anyone may have written.
     """
-    client = _address(peer)
+    client = address_of(peer)
     if client is None:
         return peer
     hops = [hop for hop in forwarded.split(",") if hop.strip()]
     while hops and any(client in network for network in trusted):
-        before = _address(hops.pop())
+        before = address_of(hops.pop())
         if before is None:
             break
         client = before
@@ -132,7 +132,7 @@ def _too_large() -> Refusal:
     return Refusal(413, "too_large", f"the body may have {MAX_BODY_BYTES} bytes", headers={"Connection": "close"})
 
 
-def _address(text: str) -> IPv4Address | IPv6Address | None:
+def address_of(text: str) -> IPv4Address | IPv6Address | None:
     """An address, also with a port, as some proxies write it; IPv4 inside IPv6 is IPv4."""
     text = text.strip()
     if text.startswith("["):

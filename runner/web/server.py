@@ -100,7 +100,7 @@ async def serve(
     background = [asyncio.create_task(sender.run())]
     if any(endpoint.command is not None for endpoint in endpoints):
         background.append(asyncio.create_task(replies.run()))
-    pages = ProjectionPages(plan.projections, read_models(plan, app.store), keys)
+    pages = ProjectionPages(plan.projections, read_models(plan, app.store), keys, trusted=app.settings.trusted_proxies)
     return HttpServer(make_app(endpoints, ingress, readiness, pages), listener, background, replies)
 
 

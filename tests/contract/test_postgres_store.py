@@ -15,11 +15,11 @@ import pytest
 
 from runner.errors import StoreError
 from runner.ports import AnyStore
-from runner.records import EventFilter, Intervention, RunState
+from runner.records import EventFilter, Folded, Intervention, RunState
 from runner.stores import postgres as postgres_module
 from runner.stores import rows
 from runner.stores.postgres import SCRIPTS, PostgresStore
-from runner.testing.projection_contract import ProjectionContract
+from runner.testing.projection_contract import LATER, ProjectionContract
 from runner.testing.store_contract import (
     START,
     TIMEOUT_S,
@@ -98,6 +98,22 @@ class TestPostgresStore(ProjectionContract, StoreContract):
         connection = await asyncpg.connect(self.url)
         try:
             assert await connection.fetchval('SELECT count(*) FROM "shop-1".buckets') == 20
+        finally:
+            await connection.close()
+
+    async def test_processes_that_sweep_at_the_same_time_leave_nothing_of_what_was_given_up(self) -> None:
+        async with self.store() as one, self.store() as other:
+            build = await self.built(one.projections)
+            many = tuple(("a", position) for position in range(1, 3001))
+            folded = Folded(position=3000, changes=many)
+            assert await one.projections.fold(build, folded, claimed_by="me", claimed_until=LATER)
+            await one.projections.keep_only([])
+            while any(await asyncio.gather(*(store.projections.sweep(100) for store in (one, other) * 2))):
+                pass
+        connection = await asyncpg.connect(self.url)
+        try:
+            assert await connection.fetchval('SELECT count(*) FROM "shop-1".builds') == 0
+            assert await connection.fetchval('SELECT count(*) FROM "shop-1".entry_changes') == 0
         finally:
             await connection.close()
 

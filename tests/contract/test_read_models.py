@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.engine import folding, projector
+from runner.engine import folding, projector, read_models
 from runner.engine.projector import Projector
 from runner.engine.read_models import ReadModels
 from runner.errors import NotFoundError, NotReadyError
@@ -38,7 +38,9 @@ projections:
   orders:
     key: "{{ event.id }}"
     on:
-      placed: {set: {status: placed, was: "{{ state.status | default('new') }}"}, increment: {times: 1}}
+      placed:
+        set: {status: placed, was: "{{ state.status | default('new') }}", sum: "{{ event.n }}"}
+        increment: {times: 1}
       paid: {set: {status: paid}, increment: {sum: "{{ event.n }}", times: 1}}
       noted: {append: {notes: "{{ event.n }}"}, remove: [was]}
       gone: {delete: true}
@@ -62,9 +64,11 @@ class Shop:
     projection: Projection
     clock: FakeClock = field(default_factory=FakeClock)
 
-    def projector(self, owner: str | None = None, store: Any = None) -> Projector:
+    def projector(
+        self, owner: str | None = None, store: Any = None, declared: list[Projection] | None = None
+    ) -> Projector:
         return Projector(
-            projections=[self.projection],
+            projections=[self.projection] if declared is None else declared,
             log=self.store,
             store=store or self.store.projections,
             owner=owner or self.store.owner,
@@ -138,13 +142,14 @@ def expected(events: list[EventRecord], times_up_to: str | None = None) -> dict[
                     **state,
                     "was": state.get("status", "new"),
                     "status": "placed",
+                    "sum": data["n"],
                     "times": state.get("times", 0) + 1,
                 }
-            case "paid" if isinstance(data["n"], int):
+            case "paid" if isinstance(data["n"], int) and isinstance(state.get("sum", 0), int):
                 times = state.get("times", 0) + 1
                 state = {**state, "status": "paid", "sum": state.get("sum", 0) + data["n"], "times": times}
             case "paid":
-                continue  # no number: the whole event is left out
+                continue  # no number, or none to add it to: the whole event is left out
             case "noted":
                 state = {k: v for k, v in state.items() if k != "was"}
                 state = {**state, "notes": [*state.get("notes", []), data["n"]]}
@@ -214,6 +219,21 @@ async def _agree(open_store: Open, story: list[tuple[str, Any, Any, int, str]]) 
             assert await here.reads.get_as_of("orders", "a", AsOf(time=minute)) == entries.get("a")
 
 
+async def test_an_event_that_is_left_out_today_may_stand_in_the_past_where_what_forbade_it_had_not_happened(
+    open_store: Open,
+) -> None:
+    events = [event(1, "placed", "a", "x", minute=9), event(2, "paid", "a", 3, minute=5)]
+    async with shop(open_store) as here:
+        await here.log(*events)
+        one = here.projector()
+        await one.begin()
+        await fold_all(one)
+        assert (await here.reads.get("orders", "a"))["status"] == "placed"
+        then = AsOf(time=events[1].meta.time)
+        assert await here.all_as_of(then) == {"a": {"status": "paid", "sum": 3, "times": 1}}
+        assert await here.reads.get_as_of("orders", "a", then) == {"status": "paid", "sum": 3, "times": 1}
+
+
 # --- single cases -------------------------------------------------------------------------------------------
 
 
@@ -256,6 +276,49 @@ async def test_an_event_that_cannot_be_folded_is_left_out_and_told(
         assert "orders leaves out" in caplog.text
 
 
+ODD = """
+flow: shop
+events: {nested: {external: true}, summed: {external: true}, omitted: {external: true}}
+projections:
+  orders:
+    key: "{{ event.id }}"
+    on:
+      nested: {set: {in: "{{ [state.in | default(0)] }}"}}
+      summed: {increment: {sum: "{{ event.n }}"}}
+      omitted: {key: "{{ event.none | default(omit) }}", set: {a: 1}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "folds"),
+    [("nested", [1] * 1100, 499), ("summed", [1.5, 10**400, 2], 2), ("summed", [10**400, 2], 1), ("omitted", [1], 0)],
+)
+async def test_no_event_is_so_odd_that_those_behind_it_are_not_folded(
+    kind: str, numbers: list[Any], folds: int
+) -> None:
+    async with SqliteStore(SqliteFile(":memory:")) as store:
+        here = Shop(store, projection_of(ODD))
+        await here.log(*(event(i, kind, "a", n, minute=0) for i, n in enumerate(numbers, 1)))
+        projector = here.projector()
+        await projector.begin()
+        await fold_all(projector)
+        (build,) = await store.projections.builds()
+        assert (build.position, build.faults) == (len(numbers), len(numbers) - folds)
+
+
+async def test_a_read_model_that_cannot_be_folded_keeps_no_other_from_it(
+    open_store: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(open_store) as here:
+        await here.store.projections.begin_build("alien", '{"placed": {"key": "{{ of_a_later_version() }}"}}')
+        projector = here.projector()
+        await here.store.projections.begin_build("orders", here.projection.definition)
+        await here.log(event(1, "placed", "a"))
+        await fold_all(projector)
+        assert [b.position for b in await here.store.projections.builds()] == [0, 1]
+        assert "alien is not folded on" in caplog.text
+
+
 @pytest.mark.parametrize("key", ["", "k" * 513, "a\x00b", None, True, ["a"], {"a": 1}])
 async def test_what_is_no_key_changes_no_entry_and_cannot_be_read(open_store: Open, key: Any) -> None:
     async with shop(open_store) as here:
@@ -269,8 +332,6 @@ async def test_what_is_no_key_changes_no_entry_and_cannot_be_read(open_store: Op
 
 
 async def test_who_asks_too_early_is_told_how_far_it_is(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.engine import read_models
-
     monkeypatch.setattr(read_models, "MAX_TAIL", 3)
     async with shop(open_store) as here:
         await here.log(*(event(n, "placed", "a") for n in range(1, 5)))
@@ -282,6 +343,34 @@ async def test_who_asks_too_early_is_told_how_far_it_is(open_store: Open, monkey
         found = [e async for e in here.reads.all("orders", most=None, progress=told.append)]
         assert [e.key for e in found] == ["a"]
         assert sum(told) == 4
+
+
+async def test_a_dead_process_whose_clock_was_ahead_keeps_a_read_model_no_longer_than_another(
+    open_store: Open,
+) -> None:
+    async with shop(open_store) as here:
+        ahead, punctual = here.projector(), here.projector("punctual")
+        await ahead.begin()
+        await here.log(event(1, "placed", "a"))
+        here.clock.advance(3600)
+        await ahead.step()
+        here.clock.advance(-3600)
+        await here.log(event(2, "placed", "a"))
+        await punctual.step()
+        assert [b.position for b in await here.store.projections.builds()] == [2]
+
+
+async def test_what_a_process_of_older_files_gives_up_is_begun_again_by_one_that_declares_it(
+    open_store: Open,
+) -> None:
+    async with shop(open_store) as here:
+        new, old = here.projector(), here.projector("of older files", declared=[])
+        await new.begin()
+        await here.log(event(1, "placed", "a"))
+        await fold_all(new)
+        await old.begin()
+        await fold_all(new)
+        assert [(b.position, b.is_served) for b in await here.store.projections.builds()] == [(1, True)]
 
 
 class Crash(BaseException):
@@ -362,3 +451,54 @@ async def test_another_process_leaves_what_is_claimed_alone_until_the_claim_has_
         here.clock.advance(6)
         await second.step()
         assert [b.position for b in await here.store.projections.builds()] == [2]
+
+
+@dataclass
+class Swapping:
+    """The read models of a store, of which another process serves a new one, and sweeps the old one away, before the
+    call number `at` of those that read."""
+
+    here: Shop
+    at: int
+    calls: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self.here.store.projections, name)
+        return self._late(real) if name in ("entries", "page", "history") else real
+
+    def _late(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(*args: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.at:
+                other = self.here.projector()
+                await self.here.store.projections.begin_build("orders", self.here.projection.definition, anew=True)
+                await fold_all(other)
+            return await real(*args, **options)
+
+        return call
+
+
+@pytest.mark.parametrize("how", ["get", "get_as_of", "all"])
+async def test_who_reads_while_another_takes_its_place_reads_on_there(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(read_models, "PAGE", 2)
+    for at in count(1):
+        async with shop(open_store) as here:
+            await here.log(*(event(n, "placed", f"k{n}") for n in range(1, 6)))
+            folding = here.projector()
+            await folding.begin()
+            await fold_all(folding)
+            await here.log(event(6, "placed", "k6"))
+            swapping: Any = Swapping(here, at)
+            reads = ReadModels({"orders": here.projection}, log=here.store, store=swapping, load=compile_projection)
+            match how:
+                case "get":
+                    assert (await reads.get("orders", "k1"))["times"] == 1
+                case "get_as_of":
+                    assert (await reads.get_as_of("orders", "k1", AsOf(position=3)))["times"] == 1
+                case "all":
+                    assert [entry.key async for entry in reads.all("orders")] == [f"k{n}" for n in range(1, 7)]
+            if swapping.calls < at:
+                assert at > 1
+                return

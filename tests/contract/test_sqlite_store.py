@@ -10,18 +10,30 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, closing
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from runner.errors import StoreError
-from runner.records import EventFilter, RunState
+from runner.records import EventFilter, EventRecord, RunState
 from runner.sqlite_file import SqliteFile
 from runner.stores import rows
 from runner.stores.sqlite import SCRIPTS, SqliteStore
 from runner.testing.projection_contract import ProjectionContract
-from runner.testing.store_contract import START, AnyStore, StoreContract, at, begin, go_on, run_id, started, tokens
+from runner.testing.store_contract import (
+    START,
+    AnyStore,
+    StoreContract,
+    at,
+    begin,
+    go_on,
+    meta,
+    run_id,
+    started,
+    tokens,
+)
 
 EVENTS = "SELECT position, subject, version FROM events ORDER BY position"
 IN_ANOTHER_PROCESS = """
@@ -220,3 +232,20 @@ class TestSqliteStoreInMemory(StoreContract):
 
     async def events(self) -> Sequence[tuple[int, str | None, int | None]]:
         return await self.file.read(lambda connection: connection.execute(EVENTS).fetchall())
+
+
+async def _work_for_a_batch(events: int) -> int:
+    """How long SQLite works for the first ten events of two types, in steps of its machine."""
+    file, steps = SqliteFile(":memory:"), []
+    async with SqliteStore(file) as store:
+        kinds = ("order.paid", "order.placed")
+        metas = (replace(meta(number), type=kinds[number % 2]) for number in range(events))
+        await store.append([EventRecord(meta=each, data=b"{}") for each in metas])
+        await file.read(lambda c: c.set_progress_handler(lambda: steps.append(1), 10))
+        assert len(await store.events(EventFilter(types=kinds), limit=10)) == 10
+        await file.read(lambda c: c.set_progress_handler(None, 0))
+    return len(steps)
+
+
+async def test_a_batch_of_events_of_several_types_costs_the_same_however_long_the_log_is() -> None:
+    assert await _work_for_a_batch(5000) < 2 * await _work_for_a_batch(500)

@@ -13,6 +13,8 @@ import httpx
 import pytest
 from project import Shop, stop, wait_for_line, wait_until
 
+from runner.engine.read_models import MAX_TAIL
+
 FLOW = """
 flow: f
 events:
@@ -96,7 +98,10 @@ def test_a_changed_definition_is_rebuilt_by_the_next_start_and_by_hand(shop: Sho
     flow.write_text(FLOW.replace('total: "{{ event.n }}"', 'total: "{{ event.n * 100 }}"'))
     asked = shop.run("query", "totals")
     assert "shown by its definition from before; flowrun start rebuilds it" in asked.stderr
-    assert totals(shop) == {"a": 3}
+    assert totals(shop) == totals(shop, "--as-of", "9") == {"a": 3}
+    asked = shop.run("query", "totals", "a", "--as-of", "9")
+    assert "shown by its definition from before" in asked.stderr
+    assert "served by its definition from before" in shop.run("query").stdout
     shop.run("query", "totals", "--rebuild")
     assert totals(shop) == {"a": 300}
     flow.write_text(FLOW)
@@ -107,6 +112,16 @@ def test_a_changed_definition_is_rebuilt_by_the_next_start_and_by_hand(shop: Sho
     assert [(each["name"], each["served"], each["rebuilding"], each["faults"]) for each in listed] == [
         ("totals", True, False, 0)
     ]
+
+
+def test_one_entry_is_told_however_much_nobody_has_folded_yet(shop: Shop) -> None:
+    event = {"type": "counted", "source": "/t", "time": "2026-11-23T00:00:00Z", "data": {"id": "a", "n": 1}}
+    lines = (json.dumps({"id": f"e-{number}", **event}) for number in range(MAX_TAIL + 1))
+    (shop.folder / "log.jsonl").write_text("\n".join(lines))
+    shop.run("start", "--until-idle", "--quiet")
+    shop.run("events", "import", str(shop.folder / "log.jsonl"))
+    assert shop.json("query", "totals", "a")["state"]["total"] == MAX_TAIL + 1
+    assert "did you mean" in shop.run("query", "totals", "aa", check=False).stderr
 
 
 def test_what_cannot_be_asked_is_said_with_what_can(shop: Shop) -> None:
@@ -122,6 +137,8 @@ def test_what_cannot_be_asked_is_said_with_what_can(shop: Shop) -> None:
         (("totals", "a", "--where", "true"), 2, "choose among entries"),
         (("--rebuild",), 2, "which projection?"),
         (("totals", "k" * 600), 2, "a key has 1 to 512 bytes"),
+        (("totals", "\udcff"), 2, "a key is no half of a character"),
+        (("totals", "--rebuild", "--limit", "1"), 2, "--rebuild rebuilds it"),
     ):
         asked = shop.run("query", *arguments, check=False)
         assert asked.returncode == code, asked.stderr

@@ -62,6 +62,8 @@ async def test_an_entry_and_all_entries_are_told_as_of_now_and_as_of_then() -> N
         ("/projections/orders/x", 404, "not_found", 'orders has no entry "x"'),
         ("/projections/orders?limit=0", 400, "invalid_input", "limit is a number from 1 to 1000"),
         ("/projections/orders?limit=many", 400, "invalid_input", "limit is a number from 1 to 1000"),
+        ("/projections/orders?after=%00", 400, "invalid_input", "no key has a NUL"),
+        ("/projections/orders?as_of=1", 400, "invalid_input", "as_of is of one entry"),
         ("/projections/orders/a?as_of=soon", 400, "invalid_input", "as_of is a time like"),
         ("/projections/orders/" + "k" * 600, 400, "invalid_input", "a key has 1 to 512 bytes"),
     ],
@@ -99,6 +101,11 @@ async def test_with_auth_whoever_bears_the_token_may_read_from_anywhere() -> Non
         ("203.0.113.9", "http://127.0.0.1:8080", {}),
         ("127.0.0.1", "http://127.0.0.1:8080", {"X-Forwarded-For": "203.0.113.9"}),
         ("127.0.0.1", "http://127.0.0.1:8080", {"Forwarded": "for=203.0.113.9"}),
+        ("127.0.0.1", "http://127.0.0.1:8080", {"X-Forwarded-Proto": "https"}),
+        ("127.0.0.1", "http://127.0.0.1:8080", {"Host": "evil.example:"}),
+        ("127.0.0.1", "http://127.0.0.1:8080", {"Host": "evil.example:99999"}),
+        ("127.0.0.1", "http://127.0.0.1:8080", {"Host": "evil.example/@localhost"}),
+        ("127.0.0.1", "http://127.0.0.1:8080", {"Host": ""}),
         ("127.0.0.1", "http://evil.example:8080", {}),  # a page in a browser here, whose name leads here as well
     ],
 )
@@ -113,9 +120,16 @@ async def test_without_auth_only_programs_of_this_machine_may_read(
         assert "auth:" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("url", ["http://localhost:8080", "http://127.0.0.1", "http://[::1]:9000"])
-async def test_this_machine_may_be_called_by_each_of_its_names(url: str) -> None:
-    async with served(FLOW, peer="::1") as here:
+async def test_who_is_named_as_a_proxy_asks_for_others_whatever_it_says_of_them() -> None:
+    async with served(FLOW, peer="127.0.0.1", trusted=["127.0.0.1/32"]) as here:
+        await log(here, "a")
+        assert (await local(here).get("/projections/orders/a")).status_code == 403
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("url", ["http://localhost:8080", "http://127.0.0.1", "http://[::1]:9000", "http://LOCALHOST"])
+async def test_this_machine_may_be_called_by_each_of_its_names(peer: str, url: str) -> None:
+    async with served(FLOW, peer=peer) as here:
         await log(here, "a")
         here.client.base_url = httpx.URL(url)
         assert (await here.client.get("/projections/orders/a")).status_code == 200
