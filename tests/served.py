@@ -24,7 +24,7 @@ from runner.stores.sqlite import SqliteStore
 from runner.testing import FakeClock
 from runner.transports.embedded import EmbeddedTransport
 from runner.web.app import make_app
-from runner.web.health import Readiness
+from runner.web.health import Readiness, StatusPage
 from runner.web.ingress import Ingress
 from runner.web.keys import Keys
 from runner.web.projections import ProjectionPages
@@ -165,7 +165,8 @@ async def served(
         )
         readiness = Readiness(store=store, transport=transport, queue=plan.net, is_consuming=lambda: True)  # type: ignore[arg-type]
         pages = ProjectionPages(plan.projections, reads, keys, trusted=proxies)
-        app = make_app(plan.ingress, ingress, readiness, pages)
+        status = StatusPage(plan, store, transport, clock)  # type: ignore[arg-type]
+        app = make_app(plan.ingress, ingress, readiness, status, pages)
         carrier = httpx.ASGITransport(app, raise_app_exceptions=True, client=(peer, 4711))
         client = await stack.enter_async_context(httpx.AsyncClient(transport=carrier, base_url="http://test"))
         tasks = [asyncio.create_task(sender.run()), asyncio.create_task(replies.run())]

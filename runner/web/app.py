@@ -12,20 +12,24 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from runner.plan import Endpoint
-from runner.web.health import Readiness, livez
+from runner.web.health import Readiness, StatusPage, livez
 from runner.web.ingress import Ingress
 from runner.web.projections import ProjectionPages
 from runner.web.refusal import of_routing
 
 
 def make_app(
-    endpoints: Iterable[Endpoint], ingress: Ingress, readiness: Readiness, projections: ProjectionPages
+    endpoints: Iterable[Endpoint],
+    ingress: Ingress,
+    readiness: Readiness,
+    status: StatusPage,
+    projections: ProjectionPages,
 ) -> Starlette:
     """An ASGI application that serves these endpoints and projections, and says how the process fares."""
     shapes: dict[str, dict[str, Endpoint]] = {}
     for endpoint in endpoints:
         shapes.setdefault(_shape(endpoint.path), {})[endpoint.method] = endpoint
-    routes = [Route("/livez", livez), Route("/readyz", readiness.readyz)]
+    routes = [Route("/livez", livez), Route("/readyz", readiness.readyz), Route("/status", status.status)]
     # What is written out goes before what stands for anything: /orders/new before /orders/{id}.
     routes += [
         Route(shape, _by_method(by_method, ingress), methods=list(by_method))

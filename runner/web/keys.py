@@ -1,21 +1,37 @@
-"""Who may: bearer tokens, and the keys that signatures are checked with."""
+"""Who may: programs of this machine, bearer tokens, and the keys that signatures are checked with."""
 
 from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
+
+from starlette.requests import Request
 
 from runner.errors import ExpressionError
 from runner.expressions import Evaluate
 from runner.values import as_text
+from runner.web.received import Network, address_of
 from runner.web.refusal import Refusal
 
 Read = Callable[[tuple[str, ...]], Mapping[str, str]]
 """Environment variables or secrets, by name, those that are there."""
 
+_LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
+_FORWARDING = ("forwarded", "x-forwarded-", "x-real-ip", "via")
 _log = logging.getLogger("flowrun.http")
+
+
+def is_from_here(request: Request, trusted: Sequence[Network]) -> bool:
+    """Whether a program on this machine asks, and no proxy for another; nor a page of another's name, in a browser."""
+    if any(name.startswith(_FORWARDING) for name in request.headers):
+        return False
+    if _LOCAL_HOST.fullmatch(request.headers.get("host", "")) is None:
+        return False
+    peer = None if request.client is None else address_of(request.client.host)
+    return peer is not None and peer.is_loopback and not any(peer in network for network in trusted)
 
 
 class Guarded(Protocol):

@@ -7,7 +7,6 @@ be for everyone. A proxy on this machine is told by what it adds to a request, o
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,14 +18,12 @@ from runner.errors import NotReadyError, StoreError
 from runner.plan import Projection
 from runner.records import AsOf
 from runner.times import parse_time, rfc3339
-from runner.web.keys import Keys
-from runner.web.received import Network, address_of
+from runner.web.keys import Keys, is_from_here
+from runner.web.received import Network
 from runner.web.refusal import RETRY_AFTER, Refusal, json_response
 
 PAGE = 100
 MAX_PAGE = 1000
-_LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
-_FORWARDING = ("forwarded", "x-forwarded-", "x-real-ip", "via")
 
 _log = logging.getLogger("flowrun.http")
 
@@ -72,19 +69,9 @@ class ProjectionPages:
     def _let_in(self, projection: Projection, request: Request) -> None:
         if projection.bearer is not None:
             self._keys.mind_the_bearer(projection, request.headers.get("authorization", ""))
-        elif not self._is_from_here(request):
+        elif not is_from_here(request, self._trusted):
             message = f"{projection.name} is for the machine that serves it; auth: {{bearer: …}} opens it to others"
             raise Refusal(403, "forbidden", message)
-
-    def _is_from_here(self, request: Request) -> bool:
-        """Whether a program on this machine asks, and no proxy for another; nor a page of another's name, in a
-        browser."""
-        if any(name.startswith(_FORWARDING) for name in request.headers):
-            return False
-        if _LOCAL_HOST.fullmatch(request.headers.get("host", "")) is None:
-            return False
-        peer = None if request.client is None else address_of(request.client.host)
-        return peer is not None and peer.is_loopback and not any(peer in network for network in self._trusted)
 
     async def _one(self, request: Request, name: str) -> Response:
         key, as_of = request.path_params["key"], _as_of(request)

@@ -18,7 +18,7 @@ from runner.environment import masked_by, read_env
 from runner.masking import Mask
 from runner.plan import Endpoint, Plan
 from runner.web.app import make_app
-from runner.web.health import Readiness
+from runner.web.health import Readiness, StatusPage
 from runner.web.ingress import Ingress
 from runner.web.keys import Keys
 from runner.web.projections import ProjectionPages
@@ -101,7 +101,8 @@ async def serve(
     if any(endpoint.command is not None for endpoint in endpoints):
         background.append(asyncio.create_task(replies.run()))
     pages = ProjectionPages(plan.projections, read_models(plan, app.store), keys, trusted=app.settings.trusted_proxies)
-    return HttpServer(make_app(endpoints, ingress, readiness, pages), listener, background, replies)
+    status = StatusPage(plan, app.store, app.transport, SystemClock(), app.settings.trusted_proxies)
+    return HttpServer(make_app(endpoints, ingress, readiness, status, pages), listener, background, replies)
 
 
 def _say_why_it_ended(task: asyncio.Task[None]) -> None:

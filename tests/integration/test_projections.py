@@ -78,7 +78,7 @@ def test_entries_are_queried_as_they_are_and_as_they_were(shop: Shop) -> None:
     assert totals(shop, "--as-of", str(positions[0])) == {"a": 1}
     assert totals(shop, "--where", "state.total > 5") == {"b": 10}
     assert totals(shop, "--limit", "1") == {"a": 3}
-    assert shop.run("query", "totals").stdout.splitlines()[0].split() == ["KEY", "LAST", "TIMES", "TOTAL"]
+    assert shop.run("query", "totals").stdout.splitlines()[0].split() == ["KEY", "LAST", "TOTAL", "TIMES"]
     assert re.search(r"^total +3$", shop.run("query", "totals", "a").stdout, re.MULTILINE)
 
 

@@ -11,7 +11,7 @@ from runner.lang.policies import duration_s
 from runner.lang.project import Declarations
 from runner.source import MappingNode, ScalarNode, Span
 
-OWN_PATHS = ("/livez", "/readyz")
+OWN_PATHS = ("/livez", "/readyz", "/status")
 _METHODS = ("POST", "PUT", "PATCH", "DELETE")
 _PART = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+|\{[a-z][a-z0-9_]*\})"
 _HTTP = re.compile(rf"(?:{'|'.join(_METHODS)}) +/(?:{_PART}(?:/{_PART})*)?")

@@ -440,7 +440,7 @@ async def test_a_command_is_answered_with_its_reply(web: Served) -> None:
 async def test_a_command_that_fails_has_the_status_of_its_error(web: Served, kind: str, status: int) -> None:
     said = {"type": kind, "message": "no", "retryable": False, "details": {"code": 51}}
     await web.serve_command("flow.refund", lambda _: (said, True))
-    response = await web.post("/refund", {"order": "1"})
+    response = await web.post("/orders/1/refund", None, content=b"")
     assert fault(response, status) == said
     assert ("retry-after" in response.headers) == (status in (429, 503))
 
@@ -449,7 +449,7 @@ async def test_no_answer_holds_a_secret(web: Served) -> None:
     said = {"type": "no.t0ken", "message": "t0ken", "retryable": False, "details": {"t0ken": ["früher"]}}
     await web.serve_command("flow.refund", lambda request: (said, request["order"] == "1"))
     for order in ("1", "2"):
-        response = await web.post("/refund", {"order": order})
+        response = await web.post(f"/orders/{order}/refund", None, content=b"")
         assert response.status_code == (409 if order == "1" else 200)
         assert b"***" in response.content
         assert b"t0ken" not in response.content
