@@ -1,4 +1,4 @@
-"""How a process fares (`/livez` while its loop lives, `/readyz` while it can do its work), and the project (`/status`)."""
+"""How a process fares: `/livez` while its loop lives, `/readyz` while it can do its work; `/status` tells of them all."""
 
 from __future__ import annotations
 
