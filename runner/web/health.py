@@ -1,4 +1,4 @@
-"""How a process fares: `/livez` while its loop lives, `/readyz` while it can do its work; `/status` tells of them all."""
+"""How a process fares: `/livez` while its loop lives, `/readyz` while it can do its work. `/status`: the project."""
 
 from __future__ import annotations
 
