@@ -72,6 +72,9 @@ def commands() -> Iterator[tuple[list[str], Sequence[Payment]]]:
     yield ["start", "--until-idle"], ()
     yield ["runs", "list", "--limit", "100"], ()
 
+    say("The story of one order: each event, by what, and why.")
+    yield ["events", "chain", "order/A-1007"], ()
+
     say("What the events of all that say of the orders: a read model, folded from the log.")
     yield ["query", "order_status"], ()
 
