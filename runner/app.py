@@ -364,7 +364,10 @@ def standing_store(settings: Settings) -> AnyStore:
     """
     file = store_file(settings)
     if file is not None and not Path(file.path).exists():
-        raise NotFoundError(f"there is no store at {file.path} yet", hint="flowrun start makes it")
+        raise NotFoundError(
+            f"there is no store at {file.path} yet",
+            hint="flowrun start makes it, in a project's folder; -C names another",
+        )
     return open_store(settings, file)
 
 

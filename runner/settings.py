@@ -111,7 +111,7 @@ def _retention_s(text: object) -> float | None:
         return None
     seconds = parse_duration_s(str(text))
     if not seconds:
-        raise SettingsError(f'{FILE}: events.retention: "{text}" is not a duration', hint="for example 90d")
+        raise SettingsError(f'{FILE}: events.retention: "{text}" is no time to keep events', hint="for example 90d")
     return seconds
 
 

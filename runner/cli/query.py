@@ -91,7 +91,7 @@ def command(
             if name is None:
                 await _list(opened, reads, as_json)
             elif rebuild:
-                await _rebuild(opened, plan, name)
+                await _rebuild(opened, plan, name, as_json)
             elif key is not None:
                 await _show_one(reads, name, key, as_of, as_json)
             else:
@@ -281,7 +281,7 @@ def _as_json(name: str, served: Build | None, built: Build | None, head: int) ->
 # --- rebuilding
 
 
-async def _rebuild(store: AnyStore, plan: Plan, name: str) -> None:
+async def _rebuild(store: AnyStore, plan: Plan, name: str, as_json: bool) -> None:
     """Fold it here, unless a runner does so already; then look on."""
     declared, clock = plan.projections[name], SystemClock()
     await store.projections.begin_build(name, declared.definition, anew=True)
@@ -294,7 +294,7 @@ async def _rebuild(store: AnyStore, plan: Plan, name: str) -> None:
                 await clock.sleep_until(clock.now() + timedelta(seconds=LOOK_AGAIN_S))
             bar.update(build.position - bar.pos)
         bar.update((bar.length or 0) - bar.pos)
-    output.echo(f"{name} is rebuilt")
+    output.echo(output.json_value({"name": name, "rebuilt": True}) if as_json else f"{name} is rebuilt")
 
 
 async def _being_built(store: AnyStore, name: str) -> Build | None:

@@ -162,6 +162,7 @@ def _text(asked: _Replay, found: dict[str, Any], dry_run: bool) -> list[str]:
         said = f", replay {asked.ident}" if count else ""
         return [f"{many} sent to {name}{said}{rate}"]
     lines = [f"{printable(kind)}  {number}" for kind, number in found["by_type"].items()]
-    again = "they would run again" if asked.force else "they would do nothing, without --force"
-    lines.append(f"{many} would go to {name}; {found['have_run']} of them have run: {again}")
+    done, new = found["have_run"], count - found["have_run"]
+    again = f"{done} that have run would run again" if asked.force else f"{done} have run, and would do nothing"
+    lines.append(f"{many} would go to {name}: {new} new; {again}")
     return lines

@@ -192,6 +192,8 @@ def dead_letter(handler: str, delivery: Delivery, fault: EnvelopeError, now: dat
     name = f"{handler}\0{source}\0{known}\0{fault.reason}"
     ident = uuid.uuid5(_LETTER_IDS, name) if known else uuid.uuid4()
     types = claimed_type(delivery)
+    if delivery.exchange == "" and len(types) > 1:
+        types = types[1:]  # it came straight to the queue, whose name was its routing key
     return DeadLetter(
         id=str(ident),
         reason=fault.reason,

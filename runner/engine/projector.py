@@ -52,8 +52,14 @@ class Projector:
         self._load = load
         self._loaded: dict[str, Projection] = {each.definition: each for each in projections}
         self._poked = asyncio.Event()
+        self._is_behind = True
         self._limits: dict[int, int] = {}
         """How many events are folded together, by read model: as many as the last ones were small."""
+
+    @property
+    def is_idle(self) -> bool:
+        """It has folded all that it was told of."""
+        return not self._projections or not (self._is_behind or self._poked.is_set())
 
     def poke(self) -> None:
         """There may be something to fold."""
@@ -68,8 +74,10 @@ class Projector:
                 if not is_begun:
                     await self.begin()
                     is_begun = True
+                self._is_behind = True
                 while await self.step():
                     pass
+                self._is_behind = False
                 if not self._projections:
                     return
             except StoreError as error:

@@ -11,7 +11,7 @@ from datetime import timedelta
 from runner.engine.executor import Executor
 from runner.engine.results import NotOurs
 from runner.engine.run import Run
-from runner.errors import OwnershipError, StoreError
+from runner.errors import OwnershipError, StoreError, VersionConflictError
 from runner.plan import Plan, Program
 from runner.ports import Clock, RunControl, Store, StoreReader
 from runner.records import Change, Error, RunStarted, StoredRun
@@ -160,7 +160,7 @@ class Runs:
                 if unknown and await self._is_applied(change):
                     return True
                 return await self._store.commit(change)
-            except OwnershipError:
+            except (OwnershipError, VersionConflictError):
                 raise
             except StoreError as error:
                 unknown = True  # the answer may have been lost after the commit

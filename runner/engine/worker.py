@@ -176,7 +176,7 @@ class Worker:
         queues = [lane.program.queue for lane in self._lanes.values() if lane.program.is_served]
         queues += [self._plan.net, *self._waiting_queues]
         try:
-            if self._tasks or await self._transport.depth(queues):
+            if self._tasks or not self._projector.is_idle or await self._transport.depth(queues):
                 return False
             backlog = await self._reader.backlog(handlers=self._handlers)
         except (StoreError, TransportError):

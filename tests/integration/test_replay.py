@@ -74,7 +74,7 @@ def test_a_new_handler_gets_what_it_missed_and_no_other_handler_anything(shop: S
 
 def test_what_has_run_does_nothing_again_unless_it_is_forced_to(shop: Shop) -> None:
     looked = shop.run("events", "replay", "--handler", "f.two", "--dry-run").stdout
-    assert "3 events would go to f.two; 2 of them have run: they would do nothing, without --force" in looked
+    assert "3 events would go to f.two: 1 new; 2 have run, and would do nothing" in looked
     for force in ((), ("--force",)):
         shop.run("events", "replay", "--handler", "f.two", *force)
         shop.run("start", "--until-idle", "--quiet")

@@ -51,8 +51,8 @@ def _twice(endpoint: IngressDecl, first: dict[tuple[str, str], Span]) -> Iterato
     node = endpoint.http
     if node is None or not _HTTP.fullmatch(str(node.value)):
         return
-    if endpoint.path in OWN_PATHS:
-        summary = f"{endpoint.path} is flowrun's own: it says how a process fares"
+    if endpoint.path in OWN_PATHS or endpoint.path.startswith("/projections/"):
+        summary = f"{endpoint.path} is flowrun's own: it tells how a process fares, or a read model"
         yield Diagnostic(code="FR211", summary=summary, span=node.span, help="choose another path")
         return
     key = (endpoint.method, endpoint.shape)

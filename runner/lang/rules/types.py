@@ -141,7 +141,7 @@ def _endpoint(project: Declarations, endpoint: IngressDecl, finds: _Finds) -> No
 
 def _fold(project: Declarations, fold: FoldDecl, finds: _Finds) -> None:
     name = str(fold.event.value)
-    meta = record({**_META, "type": one_of(name), "version": of_kind("integer", "null")})
+    meta = record({**_meta(project, name), "version": of_kind("integer", "null")})
     look = _Look(finds, {"event": _payload(project, name), "meta": meta})
     if fold.key is not None and (reason := misfit(look.template(fold.key), _KEY)) is not None:
         finds.misfit(f"a key is a text or a number: {reason}", fold.key)
@@ -154,6 +154,13 @@ def _fold(project: Declarations, fold: FoldDecl, finds: _Finds) -> None:
         look.fit(increment, look.value(increment), wanted, "an increment")
 
 
+def _meta(project: Declarations, name: str) -> dict[str, Type]:
+    """What an event's `meta` has. One that is declared with a subject gets it at its arrival, if it brings none."""
+    event = project.events.get(name)
+    subject = _OPTIONAL_TEXT if event is None or event.subject is None else _TEXT
+    return {**_META, "type": one_of(name), "subject": subject}
+
+
 def _worlds(project: Declarations, handler: HandlerDecl, finds: _Finds) -> Iterator[tuple[str, Names]]:
     """What is known of the names where a handler begins, for each way that leads there."""
     base = {"run": _RUN, "env": ANY, "secrets": ANY}
@@ -162,7 +169,7 @@ def _worlds(project: Declarations, handler: HandlerDecl, finds: _Finds) -> Itera
         yield command.name, {**base, "command": _payload(project, command.name), "meta": meta}
     for route in project.routes_to(handler):
         for name in sorted({name for node in route.patterns for name in project.matching(str(node.value))}):
-            meta = record({**_META, "type": one_of(name)})
+            meta = record(_meta(project, name))
             begins = {**base, "event": _payload(project, name), "meta": meta}
             finds.world = name
             held = begins if route.when is None else _Look(finds, begins).condition(route.when)
