@@ -18,7 +18,7 @@ check: .venv/.installed ## Lint and type-check
 	@.venv/bin/ruff check
 	@.venv/bin/mypy
 
-bench: .venv/.installed ## Measure; CASE=name for one benchmark
+bench: services ## Measure, beside other systems; CASE="name …" for some of it
 	@.venv/bin/python -m benchmarks $(CASE)
 
 faults: services ## Break everything, many times over, and print the table; FAULT=name for some of it

@@ -36,9 +36,9 @@ def measure() -> Iterator[str]:
             return SqliteStore(SqliteFile(f"{name}/bench.db"))
 
         yield f"| SQLite, embedded broker | {asyncio.run(appended(sqlite(), sqlite()))} | {through_the_journal()} |"
-    with servers.both() as urls:
-        if urls is not None:
-            broker, url = urls
+    with servers.both() as those:
+        if those is not None:
+            broker, url = those.broker(), those.store()
             rates = asyncio.run(appended(PostgresStore(url, "bench"), PostgresStore(url, "bench")))
             yield f"| PostgreSQL, RabbitMQ | {rates} | {through_the_journal('--broker', broker, '--store', url)} |"
 

@@ -30,7 +30,9 @@ def new_project() -> Iterator[Path]:
 def run(*arguments: str, cwd: Path) -> str:
     """Run a command to its end; what it printed."""
     command = [FLOWRUN, *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment(), check=True, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=environment(), check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"flowrun {' '.join(arguments)} ended with {done.returncode}: {done.stderr or done.stdout}")
     return done.stdout
 
 

@@ -34,9 +34,10 @@ def measure() -> Iterator[str]:
     yield "| 10,000 runs asleep | worker's memory, MB (goal + ≤ 10) | from an event to its run, ms (goal ≤ 100) |"
     yield "| --- | --- | --- |"
     yield f"| embedded broker, SQLite | {' | '.join(figures())} |"
-    with servers.both() as urls:
-        if urls is not None:
-            yield f"| RabbitMQ, PostgreSQL | {' | '.join(figures('--broker', urls[0], '--store', urls[1]))} |"
+    with servers.both() as those:
+        if those is not None:
+            where = ("--broker", those.broker(), "--store", those.store())
+            yield f"| RabbitMQ, PostgreSQL | {' | '.join(figures(*where))} |"
 
 
 def figures(*where: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -186,6 +187,7 @@ def _programs(project: Project, flows: tuple[str, ...]) -> tuple[Program, ...]:
 def _run(main: Coroutine[None, None, int]) -> int:
     """Not `asyncio.run`: that waits at its end for handlers which do not heed that they are cancelled, and this
     process ends without asking them."""
+    _spare_the_collector()
     try:
         import uvloop
     except ImportError:
@@ -194,6 +196,14 @@ def _run(main: Coroutine[None, None, int]) -> int:
         loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     return loop.run_until_complete(main)
+
+
+def _spare_the_collector() -> None:
+    """What is loaded by now stays for good: no collection looks through it again. And the default, one for every 700
+    new objects, comes many times in the life of a hundred runs, finds hardly any garbage, and takes an eighth of the
+    process."""
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 async def _open(

@@ -62,6 +62,8 @@ class _Lane:
 
     program: Program
     slots: asyncio.Semaphore
+    begun: Batches
+    """Messages whose runs the store has: those of one commit are acknowledged together."""
 
 
 @dataclass(slots=True)
@@ -129,7 +131,10 @@ class Worker:
         self._handlers = [program.name for program in programs] if only_these else None
         self._for_the_log: Batches | None = None
         self._nameless: set[str] = set()
-        self._lanes = {p.name: _Lane(p, asyncio.Semaphore(p.concurrency)) for p in programs}
+        self._lanes = {
+            p.name: _Lane(p, asyncio.Semaphore(p.concurrency), Batches(lambda each: self._settle(*each), self._spawn))
+            for p in programs
+        }
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving_callers = False
         self._beginning: dict[str, _Beginning] = {}
@@ -456,7 +461,7 @@ class Worker:
             self.counts.begun += 1
             beginning = self._beginning.pop(run.id)
             beginning.over.set()
-            self._spawn(self._settle(beginning.delivery))
+            self._lanes[run.program.name].begun.deliver(beginning.delivery)
         if change.finished_at is not None:
             self.counts.finished += 1
         if change.outgoing:

@@ -324,7 +324,7 @@ SELECT id FROM runs WHERE id >= $1 AND id < $1 || chr(1114111) LIMIT 2
 SELECT run_id, body FROM records WHERE run_id = ANY ($1::text[]) ORDER BY run_id, number
 
 -- name: known
-SELECT 1 FROM runs WHERE id = $1
+SELECT id FROM runs WHERE id = ANY ($1)
 
 -- name: holder
 SELECT id FROM runs WHERE handler = $1 AND key = $2 AND key_until > $3

@@ -96,10 +96,9 @@ class Consumers:
 
     async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
         """See `Transport.settle`."""
-        if accept and len(deliveries) > 1 and (last := _settling_all(deliveries)) is not None:
-            last.unsettled.difference_update(delivery.receipt.tag for delivery in deliveries)
+        if accept and len(deliveries) > 1 and (last := _end_of_prefix(deliveries)) is not None:
+            last.unsettled.difference_update([tag for tag in last.unsettled if tag <= last.tag])
             await _settle(deliveries[-1].queue, last.channel.basic_ack(last.tag, multiple=True))
-            return
         for delivery in deliveries:
             receipt: Receipt = delivery.receipt
             if receipt.channel.is_closed or receipt.tag not in receipt.unsettled:
@@ -192,15 +191,14 @@ async def _cancel(consumer: _Consumer) -> None:
         _log.debug("the consumer of %s: %s", consumer.queue, error)
 
 
-def _settling_all(deliveries: Sequence[Delivery]) -> Receipt | None:
-    """The last one's receipt, if one acknowledgement of it is of all these and of no others: they are of one channel,
-    and what came on it before them is settled."""
+def _end_of_prefix(deliveries: Sequence[Delivery]) -> Receipt | None:
+    """The last of these up to which one acknowledgement is of these and no others; None if that is of one or none."""
     receipts: list[Receipt] = [delivery.receipt for delivery in deliveries]
-    last = max(receipts, key=lambda receipt: receipt.tag)
-    tags = {receipt.tag for receipt in receipts if receipt.channel is last.channel}
-    if len(tags) < len(receipts) or last.channel.is_closed or not tags <= last.unsettled:
-        return None
-    return last if min(last.unsettled - tags, default=last.tag + 1) > last.tag else None
+    channel, unsettled = receipts[-1].channel, receipts[-1].unsettled
+    ours = {receipt.tag: receipt for receipt in receipts if receipt.channel is channel and receipt.tag in unsettled}
+    others_begin = min(unsettled - ours.keys(), default=max(ours, default=0) + 1)
+    prefix = [tag for tag in ours if tag < others_begin]
+    return ours[max(prefix)] if len(prefix) > 1 and not channel.is_closed else None
 
 
 async def _settle(queue: str, word: Awaitable[object]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from runner.engine import runs as runs_module
 from runner.engine import worker as worker_module
 from runner.errors import StoreError, TransportError
 from runner.handler import Context, handler
+from runner.message import Delivery
 from runner.records import Change
 from runner.stores.sqlite import SqliteStore
 
@@ -62,6 +63,29 @@ async def test_a_message_that_could_not_be_acknowledged_is_so_later_and_the_next
         await bench.until_all_done(worker, 3)
     assert flaky.left == 0
     assert len(bench.calls) == len(set(bench.calls)) == 6
+
+
+async def test_messages_whose_runs_begin_in_one_commit_are_acknowledged_together() -> None:
+    async def nothing(ctx: Context, *, name: str) -> None:
+        pass
+
+    bench = Bench(FLOW.replace("concurrency: 1", "concurrency: 50"), [handler("count")(nothing)])
+    settled: list[int] = []
+
+    class Noting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(bench.transport, name)
+
+        async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
+            if deliveries[0].queue == "p.f.h":
+                settled.append(len(deliveries))
+            await bench.transport.settle(deliveries, accept=accept)
+
+    async with bench.working(transport=lambda _: Noting()) as worker:
+        await bench.send(*(f"m{number}" for number in range(50)))
+        await bench.until_all_done(worker, 50)
+    assert sum(settled) == 50
+    assert max(settled) > 10
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not committed", "committed, but the answer is lost"])
