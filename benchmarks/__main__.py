@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 
 from benchmarks import peer, servers
-from benchmarks.rounds import Scale
+from benchmarks.rounds import BenchError, Scale
 
 ALONE = {
     "startup": "how long commands take before they do anything",
@@ -61,8 +61,11 @@ def main() -> int:
 def show(name: str, lines: Iterable[str]) -> None:
     """A case's heading, and each line as soon as it is known."""
     print(f"## {name}: {(ALONE | BESIDE_PEERS)[name]}\n", flush=True)
-    for line in lines:
-        print(line, flush=True)
+    try:
+        for line in lines:
+            print(line, flush=True)
+    except BenchError as error:  # the other cases can be measured all the same
+        print(f"failed: {error}", flush=True)
     print()
 
 

@@ -13,7 +13,7 @@ from benchmarks.flowrun import HOP, PROJECT, SAGA, project_of
 from benchmarks.rounds import BenchError, Contestant, Figures, Scale, interleave, rate_table
 from benchmarks.servers import Servers
 
-RUNS, DBOS_RUNS = 3_000, 200
+RUNS, DBOS_RUNS = 2_000, 150
 HERE = ["--broker", "embedded:", "--store", f"sqlite:.flowrun/{PROJECT}.db"]
 
 

@@ -13,7 +13,7 @@ from benchmarks.rounds import Scale, interleave, rate_table
 from benchmarks.servers import Servers
 from benchmarks.systems import System
 
-EVENTS = 3_000
+EVENTS = 1_500
 OURS: list[System] = [Flowrun(store="SQLite"), Flowrun(store="PostgreSQL")]
 PEERS: list[System] = [peer.FASTSTREAM, peer.DRAMATIQ, peer.CELERY]
 

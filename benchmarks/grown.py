@@ -18,7 +18,7 @@ from runner.sqlite_file import SqliteFile
 from runner.stores.postgres import PostgresStore
 from runner.stores.sqlite import SqliteStore
 
-HOPS = 4_000
+HOPS = 2_500
 EVENTS, RUNS = 1_000_000, 250_000
 FULL = ", grown"
 

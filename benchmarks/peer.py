@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ HOME = ROOT / ".venv/peers"
 PYTHON = HOME / "bin/python"
 IN = "in"
 ORDERS = "orders"
+RESTATE = "@restatedev/restate-server@1"
 
 
 @dataclass(slots=True)
@@ -102,9 +104,9 @@ CELERY = Peer(
 
 def install() -> None:
     """Make the peers' environment what pyproject.toml's group `bench` says, unless it is already."""
-    wanted = (ROOT / "pyproject.toml").read_bytes()
-    stamp = HOME / "installed"
-    if stamp.exists() and stamp.read_bytes() == wanted:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    wanted, stamp = "\n".join([RESTATE, *groups["bench"]]), HOME / "installed"
+    if stamp.exists() and stamp.read_text() == wanted:
         return
     print(f"Installing the peers into {HOME.relative_to(ROOT)} ...", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", HOME], check=True)
@@ -113,5 +115,5 @@ def install() -> None:
     subprocess.run([*pip, "--group", f"{ROOT}/pyproject.toml:bench"], check=True)
     if shutil.which("npm") is not None:
         npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", HOME]
-        subprocess.run([*npm, "@restatedev/restate-server@1"], check=True)
-    stamp.write_bytes(wanted)
+        subprocess.run([*npm, RESTATE], check=True)
+    stamp.write_text(wanted)

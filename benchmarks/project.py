@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.rounds import BenchError
+
 FLOWRUN = Path(sys.executable).parent / "flowrun"
 
 
@@ -32,7 +34,7 @@ def run(*arguments: str, cwd: Path) -> str:
     command = [FLOWRUN, *arguments]
     done = subprocess.run(command, cwd=cwd, env=environment(), check=False, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"flowrun {' '.join(arguments)} ended with {done.returncode}: {done.stderr or done.stdout}")
+        raise BenchError(f"flowrun {' '.join(arguments)} ended with {done.returncode}: {done.stderr or done.stdout}")
     return done.stdout
 
 
@@ -50,4 +52,4 @@ def wait_for(process: subprocess.Popen[str], text: str) -> None:
     for line in process.stderr:
         if text in line:
             return
-    raise RuntimeError(f'"{text}" was never said')
+    raise BenchError(f'"{text}" was never said')

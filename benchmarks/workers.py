@@ -11,7 +11,7 @@ from benchmarks.rounds import Scale, interleave, rate_table
 from benchmarks.servers import Servers
 from benchmarks.systems import System
 
-EVENTS = 4_000
+EVENTS = 2_500
 BASE = "aio-pika, by hand × 1"
 
 
