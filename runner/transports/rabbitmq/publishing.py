@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from runner.transports.rabbitmq.messages import to_amqp
 PUBLISH_TIMEOUT_S = 10.0
 
 _NACKED = "the broker did not take it"
+_log = logging.getLogger("flowrun.rabbitmq")
 
 
 class _ChannelLost(Exception):
@@ -79,7 +81,18 @@ class Publisher:
 
     async def _publish_alone(self, message: Outgoing) -> str | None:
         """The broker closes the channel over a message that it cannot take, e.g. to an unknown exchange, and drops
-        those behind it: only the culprit is to bear the reason."""
+        those behind it: only the culprit is to bear the reason.
+
+        What was sent on the channel after its end costs the whole connection, which may be a moment later: then this
+        meets it, and is tried once more on the next one.
+        """
+        try:
+            return await self._publish_on_a_new_channel(message)
+        except TransportError as error:
+            _log.debug("%s; once more", error)
+            return await self._publish_on_a_new_channel(message)
+
+    async def _publish_on_a_new_channel(self, message: Outgoing) -> str | None:
         channel = await self._open_channel()
         try:
             return await _publish(channel, message)
