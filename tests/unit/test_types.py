@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runner.errors import ExpressionError
@@ -61,6 +61,11 @@ INNER = st.one_of(
 SCHEMAS = objects(INNER)
 
 
+def objects_of(**fields: dict[str, Any]) -> dict[str, Any]:
+    """An open object of these fields, none of them required."""
+    return {"type": "object", "properties": fields, "required": []}
+
+
 def values(schema: dict[str, Any]) -> Iterator[Any]:
     if "enum" in schema or "const" in schema:
         yield from schema.get("enum", [schema.get("const")])
@@ -100,13 +105,24 @@ def dicts(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def dicts_with_more(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Those of `dicts`, each with every choice of fields that the schema does not name."""
+    """Those of `dicts`, each with every choice of fields that the schema does not name, and some of such inside."""
     named = schema["properties"]
+    inner = {**schema, "properties": {name: _opened(each) for name, each in named.items()}}
     unnamed = [name for name in "abc" if name not in named and schema.get("additionalProperties", True)]
     for more in product(*([..., *UNNAMED] for _ in unnamed)):
         extra = {name: value for name, value in zip(unnamed, more, strict=True) if value is not ...}
-        for each in dicts(schema):
+        for each in dicts(inner):
             yield each | extra
+
+
+def _opened(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object with names for the fields that it leaves open; any other as it is."""
+    if "oneOf" in schema:
+        return {"oneOf": [_opened(each) for each in schema["oneOf"]]}
+    if schema.get("type") != "object" or not schema.get("additionalProperties", True):
+        return schema
+    more = {name: {"enum": ["u", None]} for name in "abc" if name not in schema["properties"]}
+    return {**schema, "properties": {**schema["properties"], **more}}
 
 
 # --- expressions
@@ -160,6 +176,7 @@ def failure(expression: str, payload: Any) -> str | None:
 
 @settings(max_examples=250, deadline=None)
 @given(SCHEMAS, EXPRESSIONS)
+@example(objects_of(b=objects_of(b={"type": "string"}), a={"type": "string"}), "event.a if event.b.a is defined else 0")
 def test_what_passes_never_fails_and_what_does_not_pass_fails_for_some_payload(
     schema: dict[str, Any], expression: str
 ) -> None:
