@@ -175,6 +175,8 @@ class App:
             mailbox=self.store,
             event_log=self.store,
             schedules=self.store,
+            gate=self.store.gate,
+            limits=self.store,
             projector=projector(plan, self.store),
             retention=self._retention(plan),
             runs=runs,

@@ -28,12 +28,17 @@ class Exchange:
     type: Literal["topic", "direct", "fanout"]
 
 
+SINGLE_ACTIVE_CONSUMER = "x-single-active-consumer"
+"""The argument of a queue that hands messages to one consumer at a time, in order
+(https://www.rabbitmq.com/docs/consumers#single-active-consumer)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
     """A durable queue. `arguments` are AMQP's `x-…`, and never change once declared."""
 
     name: str
-    arguments: Mapping[str, str | int] = field(default_factory=dict)
+    arguments: Mapping[str, str | int | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -355,6 +360,61 @@ class Idempotency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """A token bucket for each value of `key`, or one for all: `limit` tokens in `period_s`, at most `burst` at once."""
+
+    limit: int
+    period_s: float
+    burst: int
+    key: Evaluate | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slots:
+    """At most `limit` runs at once for each value of `key`, over all processes."""
+
+    limit: int
+    key: Evaluate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """What the runs of a handler wait for, in the store, before they begin: that the one before of their `partition`
+    is final, a slot, a token. Those of higher `priority` (0 to 9) pass first, else those that came first.
+
+    At most `most` wait; more are left in the broker's queue, or refused (`rejects`).
+    """
+
+    partition: Evaluate | None = None
+    slots: Slots | None = None
+    throttle: RateLimit | None = None
+    priority: Evaluate | None = None
+    most: int
+    rejects: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaker:
+    """Opens after so many retryable `failures` within `period_s`; after `pause_s` one attempt is let through. With
+    `per_plugin`, each plugin has one, shared by all handlers that say so."""
+
+    failures: int
+    period_s: float
+    pause_s: float
+    per_plugin: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """An event that tells producers when more than `above` messages lie before a handler, and when it is again fewer
+    than `below`."""
+
+    event: str
+    above: int
+    below: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelOn:
     """An event whose `fields` (dotted paths, sorted) have the values of `match` cancels the run."""
 
@@ -410,6 +470,13 @@ class Program:
     reply: Evaluate | None = None
     idempotency: Idempotency | None = None
     cancel_on: tuple[CancelOn, ...] = ()
+    gate: Gate | None = None
+    """None: its runs begin as soon as the process has room."""
+    rate_limit: RateLimit | None = None
+    drops: bool = False
+    """What is over the rate limit is acknowledged and forgotten, not refused."""
+    breaker: Breaker | None = None
+    feedback: Feedback | None = None
     env: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
     every: Mapping[str, Step] = field(init=False, repr=False, compare=False)
@@ -475,16 +542,6 @@ class Schedule:
     event: str
     data: Evaluate
     catch_up: Literal["last", "all", "none"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateLimit:
-    """A token bucket for each value of `key`, or one for all: `limit` tokens in `period_s`, at most `burst` at once."""
-
-    limit: int
-    period_s: float
-    burst: int
-    key: Evaluate | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

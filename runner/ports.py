@@ -24,9 +24,11 @@ from runner.records import (
     EventRecord,
     Figures,
     Folded,
+    GateRules,
     Intervention,
     LoggedEvent,
     OutboxRow,
+    Passed,
     Patterns,
     RunSummary,
     StoredRun,
@@ -276,6 +278,32 @@ class RateLimits(Protocol):
         ...
 
 
+class GateStore(Protocol):
+    """The runs that wait at their handlers' gates (see `Place`), and those that have passed and are not final: for
+    all processes together."""
+
+    async def admit(self, rules: GateRules, now: datetime, limit: int) -> Passed:
+        """Let in, own and return at most `limit` runs, in one commit with the tokens that they take."""
+        ...
+
+    async def come(self, changes: Sequence[Change]) -> Sequence[bool]:
+        """Commit changes that bring their runs to a gate: together, and in this order. For each what `Store.commit`
+        says of it."""
+        ...
+
+    async def waiting(self, handler: str, most: int) -> int:
+        """How many are queued there; of more than `most`, so many."""
+        ...
+
+    async def gates(self) -> Sequence[str]:
+        """The handlers at whose gates runs are queued."""
+        ...
+
+    async def open(self, handler: str) -> None:
+        """Whoever waits for a slot may look again: there may be more of them than before."""
+        ...
+
+
 class Doorbell(Protocol):
     """Tells at once what polling would find out later."""
 
@@ -437,6 +465,11 @@ class AnyStore(
     @property
     def projections(self) -> ProjectionStore:
         """The read models that it keeps; while the store is entered."""
+        ...
+
+    @property
+    def gate(self) -> GateStore:
+        """The gates of its handlers; while the store is entered."""
         ...
 
     async def __aenter__(self) -> AnyStore:

@@ -6,6 +6,7 @@ All are frozen; times are RFC 3339 texts in UTC, outputs JSON values.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from runner.message import Meta, Outgoing
 class RunState(StrEnum):
     """A run's states (LANGUAGE, Steps)."""
 
+    QUEUED = "queued"
     RUNNING = "running"
     WAITING = "waiting"
     COMPENSATING = "compensating"
@@ -82,6 +84,12 @@ class StepFinished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     unknown: bool = False
     event: Any = None
     """Of a `wait_for`: the meta of what came, or a list of them."""
+
+
+class LetIn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="let_in"):
+    """The run, which was `queued`, has passed the gate of its handler: it begins."""
+
+    at: str
 
 
 class AttemptBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="begun"):
@@ -212,6 +220,7 @@ class Intervention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 Record = (
     StepFinished
+    | LetIn
     | AttemptBegun
     | AttemptFailed
     | WaitBegun
@@ -404,6 +413,35 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str | None = None
 
 
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a run stands at its handler's gate. Those of one `line` pass one after the other; if it `is_ordered`, in
+    the order in which they came, and each only when the one before is final. `slot` and `bucket` say whose slot and
+    whose token it needs. Of those that may pass, the one with the lowest `rank` does."""
+
+    handler: str
+    line: str | None = None
+    is_ordered: bool = False
+    slot: str | None = None
+    bucket: str | None = None
+    rank: int = 0
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+    """A token bucket: `limit` tokens come in `period_s`, at most `burst` are there at once."""
+
+    limit: int
+    period_s: float
+    burst: int
+
+
+class GateRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds at a handler's gate: the throttle's tokens, and how many runs there may be for one slot."""
+
+    handler: str
+    tokens: Tokens | None = None
+    slots: int | None = None
+
+
 HELD = "9999"
 """Until when a run that is not final holds its idempotency key: after any time."""
 
@@ -443,6 +481,10 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     key_until: str | None = None
     suspect: bool = False
     forgive: bool = False
+    place: Place | None = None
+    """It begins as `queued`, there; nobody owns it until it is let in."""
+    gate: str | None = None
+    """The handler at whose gate the run may have stood: when it is parked or ends, another may pass."""
 
 
 class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -460,6 +502,13 @@ class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
     answers: tuple[Answer, ...] = ()
     arrivals: tuple[Arrival, ...] = ()
     """Of events that it waits for, or waited for: what came since it began, the earliest first."""
+
+
+class Passed(msgspec.Struct, frozen=True, kw_only=True):
+    """Runs that were let in at a gate, and when the next may be, if only time keeps it."""
+
+    runs: tuple[StoredRun, ...] = ()
+    next_at: datetime | None = None
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -494,9 +543,10 @@ class StoreFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """The runs of one handler, in numbers: those that go on now, and those that wait; how many began since some moment,
-    and how many of these have failed, or had to be undone."""
+    """The runs of one handler, in numbers: those that go on now, those that wait, and those that have not been let in;
+    how many began since some moment, and how many of these have failed, or had to be undone."""
 
+    queued: int = 0
     running: int = 0
     waiting: int = 0
     begun: int = 0

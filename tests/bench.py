@@ -98,6 +98,8 @@ class Bench:
                 mailbox=self.store,
                 event_log=broken_store,
                 schedules=self.store,
+                gate=self.store.gate,
+                limits=self.store,
                 projector=Projector(
                     projections=self.plan.projections.values(),
                     log=self.store,

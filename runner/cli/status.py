@@ -28,8 +28,8 @@ AGAIN_S = 2.0
 def command(watch: bool, root: Path, broker: str | None, store: str | None, as_json: bool) -> None:
     """Say how the project fares: each handler's lag, its runs and failures, and what was left lying.
 
-    LAG are the messages that wait in its queue. BEGUN and FAILED are of the last minute: runs that began in it, and
-    those of them that have failed, or had to be undone.
+    LAG are the messages that wait in its queue, QUEUED the runs that wait for their turn, a slot or a token. BEGUN and
+    FAILED are of the last minute: runs that began in it, and those of them that have failed, or had to be undone.
     """
     settings = load_settings(root, broker=broker, store=store)
     plan = compiled(root, settings.project).plan
@@ -60,7 +60,7 @@ async def _tell(settings: Settings, plan: Plan, *, watch: bool, as_json: bool) -
 
 def _text(status: Status) -> Iterator[str]:
     rows = [(h.name, *map(str, (h.lag, *msgspec.structs.astuple(h.figures)))) for h in status.handlers]
-    yield from output.table(["HANDLER", "LAG", "RUNNING", "WAITING", "BEGUN", "FAILED"], rows)
+    yield from output.table(["HANDLER", "LAG", "QUEUED", "RUNNING", "WAITING", "BEGUN", "FAILED"], rows)
     yield ""
     yield f"{status.at}  {summary(status)}"
 
@@ -76,6 +76,8 @@ def summary(status: Status) -> str:
         f"{sum(f.failed for f in figures):,} failed",
         f"lag {sum(h.lag for h in status.handlers):,}",
     ]
+    queued = sum(f.queued for f in figures)
+    parts += [f"{queued:,} queued"] if queued else []
     parts += [f"{backlog.outbox:,} in the outbox"] if backlog.outbox else []
     parts += [f"{backlog.refused:,} that no queue takes"] if backlog.refused else []
     parts += [f"{backlog.suspects:,} suspects"] if backlog.suspects else []

@@ -18,10 +18,12 @@ from runner.records import (
     ErrorCaught,
     EventsTaken,
     Intervention,
+    LetIn,
     Record,
     ReplySent,
     RunFailed,
     RunStarted,
+    RunState,
     StepFinished,
     StepState,
     StoredRun,
@@ -84,7 +86,8 @@ def timeline(run: StoredRun) -> Iterator[str]:
     if run.request is not None:
         yield f"{paint('asked', 'bold')}    {printable(f'{run.request.action}, by {run.request.by}')}"
     yield ""
-    yield f"{started.started_at}  begins"
+    is_queued = run.state is RunState.QUEUED or any(isinstance(record, LetIn) for record in run.records)
+    yield f"{started.started_at}  {'is queued' if is_queued else 'begins'}"
     for record in run.records:
         text = _line(record, None)
         if text is not None:
@@ -105,6 +108,8 @@ def _line(record: Record, stream: object) -> str | None:
             return None
         case EventsTaken():
             return None
+        case LetIn():
+            return f"{paint('▸', 'cyan', stream=stream)} is let in"
         case WaitBegun():
             until = f" until {record.until}" if record.until is not None else ""
             return f"{paint('…', 'cyan', stream=stream)} {record.step_id}  waits{until}"
@@ -165,7 +170,7 @@ def _time(record: Record) -> str:
             return record.finished_at
         case AttemptFailed() | RunFailed() | ErrorCaught():
             return record.failed_at
-        case Intervention() | ReplySent():
+        case Intervention() | ReplySent() | LetIn():
             return record.at
         case CommandSent():
             return record.sent_at

@@ -157,6 +157,7 @@ class Hand:
             error=error,
             key_until=key_until,
             forgive=forgive,
+            gate=run.started.handler,
         )
         await self._store.commit(change)
 

@@ -19,6 +19,7 @@ from runner.records import (
     ErrorCaught,
     EventsTaken,
     Intervention,
+    LetIn,
     Record,
     ReplySent,
     RunFailed,
@@ -85,6 +86,8 @@ class History:
         """The point of no return is passed."""
         self.revived_at: str | None = None
         """When a person let the run go on: its timeout counts anew from there."""
+        self.let_in_at: str | None = None
+        """When it passed the gate of its handler; None if it has none."""
         self.root = Layer(dict.fromkeys(program.homes[""].steps, _SKIPPED), {}, None)
         """What every step sees, those inside a `parallel` or a `foreach` as it was when that began."""
         self.waits: dict[str, WaitBegun] = {}
@@ -114,6 +117,8 @@ class History:
             case AttemptBegun():
                 self._tried(record.step_id, unknown=record.again or record.step_id in self._open)
                 self._open[record.step_id] = record
+            case LetIn():
+                self.let_in_at = record.at
             case WaitBegun():
                 self.waits[record.step_id] = record
             case EventsTaken():

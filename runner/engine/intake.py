@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ import msgspec
 from runner.engine.matching import tokens_of
 from runner.engine.run import run_id
 from runner.errors import EnvelopeError, ExpressionError
-from runner.expressions import Scope, holds
+from runner.expressions import Evaluate, Scope, holds
 from runner.message import (
     FAILED,
     FLOWRUN_STATUS,
@@ -31,17 +32,36 @@ from runner.message import (
     read_message,
     short,
 )
-from runner.plan import Command, Event, Plan, Program
-from runner.records import Answer, Arrival, Caller, DeadLetter, Error, EventRecord, Patterns, RunStarted
+from runner.plan import Command, Event, Gate, Plan, Program, RateLimit
+from runner.records import Answer, Arrival, Caller, DeadLetter, Error, EventRecord, Patterns, Place, RunStarted
 from runner.steps.emit import subject_of
 from runner.times import rfc3339
 from runner.topics import topic_matches
 from runner.values import as_text
 
+_TOLD = {
+    **{kind: kind for kind in ("timeout", "expression", "duplicate", "internal", "rate_limited")},
+    "queue_full": "rate_limited",
+}
+"""Of a command that cannot begin, the error's type by the reason; any other is `invalid_input`."""
 _LETTER_IDS = uuid.UUID("5b8c4f0a-3e0b-5b57-8d2d-6f3f1c8f2b90")
 
 
-def read(plan: Plan, program: Program, delivery: Delivery, now: datetime, env: Mapping[str, str]) -> RunStarted | None:
+STEP_OF_PRIORITY_MS = 30_000
+"""A step of priority counts for so much waiting: a run of priority 0 passes those of 9 that come 4.5 minutes later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coming:
+    """A message that is to begin a run: with its `place`, if the handler has a gate; `bucket` is whose token it needs
+    of the handler's rate limit, None if there is none."""
+
+    started: RunStarted
+    place: Place | None = None
+    bucket: str | None = None
+
+
+def read(plan: Plan, program: Program, delivery: Delivery, now: datetime, env: Mapping[str, str]) -> Coming | None:
     """The beginning of the run; None if no route of the handler wants the message (it is passed over).
 
     Raises EnvelopeError: it is a dead letter.
@@ -57,7 +77,7 @@ def read(plan: Plan, program: Program, delivery: Delivery, now: datetime, env: M
     scope = _scope("event", payload, message, now, env)
     if not _wanted(program, event, scope):
         return None
-    return _started(program, message, _key(program, scope), now, None, _anew(delivery))
+    return _coming(program, _started(program, message, _key(program, scope), now, None, _anew(delivery)), scope, now)
 
 
 def _anew(delivery: Delivery) -> str:
@@ -68,7 +88,7 @@ def _anew(delivery: Delivery) -> str:
 
 def _read_command(
     command: Command, program: Program, delivery: Delivery, now: datetime, env: Mapping[str, str]
-) -> RunStarted:
+) -> Coming:
     message = read_message(delivery, command.name, now, is_command=True)
     if message.expires_at is not None and rfc3339(now) >= message.expires_at:
         raise EnvelopeError("timeout", f"its caller waits no longer than {message.expires_at}")
@@ -79,7 +99,58 @@ def _read_command(
         reply_to=delivery.properties.reply_to,
         expires_at=message.expires_at,
     )
-    return _started(program, message, _key(program, _scope("command", payload, message, now, env)), now, caller)
+    scope = _scope("command", payload, message, now, env)
+    return _coming(program, _started(program, message, _key(program, scope), now, caller), scope, now)
+
+
+def _coming(program: Program, started: RunStarted, scope: Scope, now: datetime) -> Coming:
+    limit, gate = program.rate_limit, program.gate
+    bucket = None if limit is None else _bucket(limit, scope, "the key of the rate limit")
+    return Coming(started=started, bucket=bucket, place=None if gate is None else _place(program, gate, scope, now))
+
+
+def _place(program: Program, gate: Gate, scope: Scope, now: datetime) -> Place:
+    """Runs that wait for the same slot or token stand in one line, so that the rest need not be looked at; those of a
+    partition stand in its line, whatever else they wait for."""
+    slot = None if gate.slots is None else _digest(gate.slots.key, scope, "the key of the concurrency")
+    bucket = None if gate.throttle is None else _bucket(gate.throttle, scope, "the key of the throttle")
+    line = f"{slot or ''}/{bucket or ''}" if slot or bucket else None
+    if gate.partition is not None:
+        line = _digest(gate.partition, scope, "the partition")
+    return Place(
+        handler=program.name,
+        line=line,
+        is_ordered=gate.partition is not None and line is not None,
+        slot=slot,
+        bucket=bucket,
+        rank=int(now.timestamp() * 1000) - _priority(gate, scope) * STEP_OF_PRIORITY_MS,
+    )
+
+
+def _bucket(limit: RateLimit, scope: Scope, what: str) -> str:
+    """All that have no key share one."""
+    return "" if limit.key is None else _digest(limit.key, scope, what) or "null"
+
+
+def _digest(key: Evaluate, scope: Scope, what: str) -> str | None:
+    """A key's value, whatever its length, in 32 characters; None for null."""
+    try:
+        value = key(scope)
+    except ExpressionError as error:
+        raise EnvelopeError("expression", f"{what}: {error}") from None
+    return None if value is None else hashlib.sha256(as_text(value).encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def _priority(gate: Gate, scope: Scope) -> int:
+    if gate.priority is None:
+        return 0
+    try:
+        value = gate.priority(scope)
+    except ExpressionError as error:
+        raise EnvelopeError("expression", f"the priority: {error}") from None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 9:
+        raise EnvelopeError("expression", f"the priority must be a number from 0 to 9: {as_text(value)}")
+    return int(value)
 
 
 def read_event(
@@ -126,10 +197,10 @@ def caller_of(program: Program, delivery: Delivery) -> Caller | None:
 
 def refusal(fault: EnvelopeError) -> Error:
     """What the caller of a command is told that cannot begin."""
-    kinds = {"timeout": "timeout", "expression": "expression", "duplicate": "duplicate", "internal": "internal"}
-    kind = kinds.get(fault.reason, "invalid_input")
+    kind = _TOLD.get(fault.reason, "invalid_input")
     details: dict[str, Any] = {"begun": False} if kind == "timeout" else {}
-    return Error(type=kind, message=str(fault), retryable=kind in ("timeout", "internal"), details=details)
+    retryable = kind in ("timeout", "internal", "rate_limited")
+    return Error(type=kind, message=str(fault), retryable=retryable, details=details)
 
 
 def says_too_late(answer: Answer) -> bool:

@@ -26,6 +26,7 @@ from runner.records import (
     Error,
     EventRecord,
     Intervention,
+    LetIn,
     Record,
     RunStarted,
     RunState,
@@ -152,7 +153,7 @@ class Run:
     @property
     def is_new(self) -> bool:
         """Nothing of what it did is recorded yet."""
-        return self._committed == 0 and not self._records
+        return self._committed == 0 and all(isinstance(record, LetIn) for record in self._records)
 
     @property
     def id(self) -> str:
@@ -166,7 +167,7 @@ class Run:
             return None
         limits = []
         if self.program.timeout_s is not None:
-            began_at = self.history.revived_at or self.started.started_at
+            began_at = self.history.revived_at or self.history.let_in_at or self.started.started_at
             limits.append(parse_time(began_at) + timedelta(seconds=self.program.timeout_s))
         caller = self.started.caller
         if caller is not None and caller.expires_at is not None and self.history.revived_at is None:
@@ -190,6 +191,11 @@ class Run:
             self.mind_crashes()
         self.cancel = stored.request
         self._hear(stored)
+
+    def let_in(self, now: datetime) -> None:
+        """It passes the gate of its handler, if that has one and it has not passed before: its time begins."""
+        if self.program.gate is not None and self.history.let_in_at is None:
+            self.note(LetIn(at=rfc3339(now)))
 
     def mind_crashes(self) -> None:
         """A process has died with it, perhaps in the midst of an effect."""
@@ -400,6 +406,7 @@ class Run:
             error=error,
             key_until=None if key_until is None else rfc3339(key_until),
             suspect=suspect,
+            gate=None if self.program.gate is None else self.program.name,
         )
         self._committed += len(self._records)
         self._taken = self._noted
@@ -439,7 +446,8 @@ class Run:
         self.read_clock = True
         failed = self.history.failure is not None  # then each undoing counts, wherever what it undoes stands
         times = (self._layer.last_time, self.history.root.last_time if failed else None)
-        return max((time for time in times if time is not None), default=self.started.started_at)
+        began_at = self.history.let_in_at or self.started.started_at
+        return max((time for time in times if time is not None), default=began_at)
 
     def _uuid(self) -> str:
         self._uuids += 1
@@ -450,7 +458,7 @@ class Run:
         match record:
             case BranchTaken():  # which branch came first, or which rounds had begun, need not come out the same
                 return isinstance(self.program.every[base(record.step_id)], Switch)
-            case BlockBegun():
+            case BlockBegun() | LetIn():
                 return True
             case StepFinished():
                 return record.action in _WITHOUT_EFFECT or record.state is StepState.SKIPPED

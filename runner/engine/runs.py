@@ -100,6 +100,7 @@ class Runs:
             return None
         run = self.make(plan, plan.programs[started.handler], started)
         run.recall(stored)
+        run.let_in(self._clock.now())
         return run
 
     async def execute(self, run: Run) -> None:
@@ -116,7 +117,10 @@ class Runs:
                 raise
             _log.exception("internal error, please report it; run %s is tried again in %g s", run.id, PUT_DOWN_S)
             due_at = rfc3339(self._clock.now() + timedelta(seconds=PUT_DOWN_S))
-            await self.commit(Change(run_id=run.id, state=run.state, due_at=due_at, error=run.history.failure))
+            gate = run.program.name
+            await self.commit(
+                Change(run_id=run.id, state=run.state, due_at=due_at, error=run.history.failure, gate=gate)
+            )
         finally:
             del self._live[run.id]
 
@@ -127,7 +131,10 @@ class Runs:
     async def put_down(self, stored: StoredRun, delay_s: float = 0.0) -> None:
         """Leave a run to whoever takes it after a while."""
         due_at = rfc3339(self._clock.now() + timedelta(seconds=delay_s))
-        change = Change(run_id=stored.started.run_id, state=stored.state, due_at=due_at, error=stored.error)
+        started = stored.started
+        change = Change(
+            run_id=started.run_id, state=stored.state, due_at=due_at, error=stored.error, gate=started.handler
+        )
         try:
             await self.commit(change)
         except OwnershipError as error:

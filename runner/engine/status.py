@@ -40,6 +40,7 @@ class Status:
                 {
                     "handler": each.name,
                     "lag": each.lag,
+                    "queued": each.figures.queued,
                     "running": each.figures.running,
                     "waiting": each.figures.waiting,
                     "begun_last_minute": each.figures.begun,

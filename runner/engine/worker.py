@@ -14,6 +14,8 @@ from datetime import datetime, timedelta
 from itertools import count
 
 from runner.engine import intake
+from runner.engine.gatekeeper import Gatekeeper
+from runner.engine.intake import Coming
 from runner.engine.journal import BATCH, Batches, Journal
 from runner.engine.matching import patterns_of
 from runner.engine.outbox import Outbox
@@ -28,9 +30,30 @@ from runner.errors import EnvelopeError, StoreError, TransportError
 from runner.masking import Mask
 from runner.message import Delivery, identity
 from runner.plan import Plan, Program
-from runner.ports import Clock, Doorbell, EventLog, Mailbox, ScheduleStore, Store, StoreReader, Transport
-from runner.records import SUSPECT_CRASHES, Caller, Change, DeadLetter, ReplySent, RunStarted, StoredRun
-from runner.times import parse_time, rfc3339
+from runner.ports import (
+    Clock,
+    Doorbell,
+    EventLog,
+    GateStore,
+    Mailbox,
+    RateLimits,
+    ScheduleStore,
+    Store,
+    StoreReader,
+    Transport,
+)
+from runner.records import (
+    SUSPECT_CRASHES,
+    Caller,
+    Change,
+    DeadLetter,
+    EventRecord,
+    ReplySent,
+    RunStarted,
+    RunState,
+    StoredRun,
+)
+from runner.times import format_duration, parse_time, rfc3339
 
 POLL_S = 1.0
 TAKE = 200
@@ -52,11 +75,12 @@ class Counts:
     begun: int = 0
     finished: int = 0
     passed_over: int = 0
+    dropped: int = 0
     duplicates: int = 0
     dead_letters: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Lane:
     """A handler's queue in this process."""
 
@@ -64,6 +88,10 @@ class _Lane:
     slots: asyncio.Semaphore
     begun: Batches
     """Messages whose runs the store has: those of one commit are acknowledged together."""
+    stop: Callable[[], Awaitable[None]] | None = None
+    """Ends its consuming; None if it does not consume."""
+    room: int = 0
+    """So many runs may come to its gate before those that wait there are counted again."""
 
 
 @dataclass(slots=True)
@@ -96,6 +124,8 @@ class Worker:
         schedules: ScheduleStore,
         projector: Projector,
         retention: Retention | None = None,
+        gate: GateStore,
+        limits: RateLimits,
         runs: Callable[[Callable[[], bool], Watch], Runs],
         environment: Environment,
         mask: Mask,
@@ -140,6 +170,16 @@ class Worker:
         self._beginning: dict[str, _Beginning] = {}
         self._cancels: list[Callable[[], Awaitable[None]]] = []
         self._due = asyncio.Event()
+        self._gate = gate
+        self._limits = limits
+        self._gatekeeper = Gatekeeper(
+            programs=programs,
+            only_these=only_these,
+            gate=gate,
+            clock=clock,
+            room=self._room,
+            take_up=self._take_up,
+        )
 
     async def start(self) -> tuple[asyncio.Task[None], ...]:
         """Begin to consume; returns the tasks that go on until `drain`. Raises TransportError or StoreError."""
@@ -150,8 +190,8 @@ class Worker:
             self._on_suspects()
         for lane in self._lanes.values():
             if lane.program.is_served:
-                self._cancels.append(await self._consume(lane))
-        work = [self._outbox.run(), self._take_runs(), self._projector.run()]
+                await self._consume(lane)
+        work = [self._outbox.run(), self._take_runs(), self._projector.run(), self._gatekeeper.run()]
         work += [self._scheduler.run()] if self._plan.schedules else []
         work += [self._retention.run()] if self._retention is not None else []
         return tuple(asyncio.create_task(each) for each in work)
@@ -196,6 +236,8 @@ class Worker:
         self._draining = True
         for cancel in self._cancels:
             await cancel()
+        for lane in self._lanes.values():
+            await self._stop_consuming(lane)
         try:
             async with asyncio.timeout(grace_s):
                 while self._tasks:
@@ -211,11 +253,21 @@ class Worker:
 
     # --- messages
 
-    async def _consume(self, lane: _Lane) -> Callable[[], Awaitable[None]]:
+    async def _consume(self, lane: _Lane) -> None:
         def deliver(delivery: Delivery) -> None:
             self._spawn(self._serve(lane, delivery))
 
-        return await self._transport.consume(lane.program.queue, lane.program.concurrency, deliver)
+        def come(batch: Sequence[Delivery]) -> Awaitable[None]:
+            return self._in_hand(batch, lambda: self._come(lane, batch))
+
+        if lane.program.gate is not None:
+            deliver = Batches(come, self._spawn).deliver
+        lane.stop = await self._transport.consume(lane.program.queue, lane.program.concurrency, deliver)
+
+    async def _stop_consuming(self, lane: _Lane) -> None:
+        stop, lane.stop = lane.stop, None
+        if stop is not None:
+            await stop()
 
     async def _consume_one_by_one(
         self, queue: str, work: Callable[[Delivery], Coroutine[None, None, None]]
@@ -302,22 +354,129 @@ class Worker:
         except StoreError:
             raise
         except Exception as error:
-            _log.exception("internal error, please report it; the message is a dead letter")
-            await self._refuse(program, delivery, EnvelopeError("internal", f"{type(error).__name__}: {error}"))
+            await self._bury_internal(program, delivery, error)
+
+    async def _bury_internal(self, program: Program, delivery: Delivery, error: Exception) -> None:
+        _log.exception("internal error, please report it; the message is a dead letter")
+        await self._refuse(program, delivery, EnvelopeError("internal", f"{type(error).__name__}: {error}"))
 
     async def _serve_one(self, program: Program, delivery: Delivery) -> None:
-        now = self._clock.now()
+        coming = await self._read(program, delivery)
+        if coming is not None:
+            await self._begin_once(program, delivery, coming)
+
+    async def _read(self, program: Program, delivery: Delivery) -> Coming | None:
+        """What is to begin; None if nothing is, and the message is dealt with."""
+        env = self._environment.env(program.env)
         try:
-            started = intake.read(self._plan, program, delivery, now, self._environment.env(program.env))
+            coming = intake.read(self._plan, program, delivery, self._clock.now(), env)
         except EnvelopeError as fault:
             await self._refuse(program, delivery, fault)
-            return
-        if started is None:
+            return None
+        if coming is None:
             self.counts.passed_over += 1
-            assert self._for_the_log is not None
-            self._for_the_log.deliver(delivery)  # no run logs it
-        else:
-            await self._begin_once(program, delivery, started)
+            self._log_only(delivery)
+        return coming
+
+    async def _is_let_through(self, program: Program, delivery: Delivery, coming: Coming) -> bool:
+        """Whether the handler's rate limit takes the message; if not, it is dealt with."""
+        limit = program.rate_limit
+        if limit is None or coming.bucket is None:
+            return True
+        name = f"rate_limit {program.name}"
+        wait_s = await self._limits.take_token(
+            name, coming.bucket, limit=limit.limit, period_s=limit.period_s, burst=limit.burst, now=self._clock.now()
+        )
+        if wait_s is None:
+            return True
+        if program.drops and coming.started.caller is None:
+            self.counts.dropped += 1
+            self._log_only(delivery)
+            return False
+        told = f"no more than {limit.limit} in {format_duration(limit.period_s)}; the next in {format_duration(wait_s)}"
+        await self._refuse(program, delivery, EnvelopeError("rate_limited", told))
+        return False
+
+    def _log_only(self, delivery: Delivery) -> None:
+        """It begins no run that would log it."""
+        assert self._for_the_log is not None
+        self._for_the_log.deliver(delivery)
+
+    # --- messages whose runs wait at a gate
+
+    async def _come(self, lane: _Lane, batch: Sequence[Delivery]) -> None:
+        """Bring the runs of a batch to the gate of their handler, in the order of the messages."""
+        program = lane.program
+        coming = [(delivery, await self._read_or_bury(program, delivery)) for delivery in batch]
+        known = [(delivery, each) for delivery, each in coming if each is not None]
+        room = await self._room_at_gate(lane, len(known))
+        lane.room = room - len(known[:room])
+        changes = [_comes(each) for _, each in known[:room]]
+        came: list[Delivery] = []
+        for (delivery, each), is_new in zip(known, await self._gate.come(changes) if changes else (), strict=False):
+            self._mind_the_id(program, delivery)
+            if is_new:
+                came.append(delivery)
+            elif not await self._drop_duplicate(program, delivery, each.started):
+                await self._come(lane, [delivery])  # the key that it bears was freed meanwhile
+        self.counts.begun += len(came)
+        await self._settle(*came)
+        self._gatekeeper.poke()
+        self._projector.poke()
+        await self._turn_away(lane, [delivery for delivery, _ in known[room:]])
+
+    async def _read_or_bury(self, program: Program, delivery: Delivery) -> Coming | None:
+        try:
+            coming = await self._read(program, delivery)
+            if coming is None or program.rate_limit is None or await self._reader.known(coming.started.run_id):
+                return coming
+            return coming if await self._is_let_through(program, delivery, coming) else None
+        except StoreError:
+            raise
+        except Exception as error:
+            await self._bury_internal(program, delivery, error)
+            return None
+
+    async def _room_at_gate(self, lane: _Lane, wanted: int) -> int:
+        gate = lane.program.gate
+        assert gate is not None
+        if lane.room < wanted:
+            lane.room = gate.most - await self._gate.waiting(lane.program.name, gate.most)
+        return min(lane.room, wanted)
+
+    async def _turn_away(self, lane: _Lane, deliveries: Sequence[Delivery]) -> None:
+        """Too many wait already: refuse these, or leave them to the broker, and take no more for now."""
+        gate = lane.program.gate
+        assert gate is not None
+        if deliveries and gate.rejects:
+            fault = EnvelopeError("queue_full", f"{gate.most} runs wait already")
+            for delivery in deliveries:
+                await self._refuse(lane.program, delivery, fault)
+        elif deliveries:
+            await self._stop_consuming(lane)
+            await self._settle(*deliveries, accept=False)
+
+    async def _consume_again(self) -> None:
+        """Handlers at whose gates there is room again."""
+        for lane in self._lanes.values():
+            gate = lane.program.gate
+            if lane.stop is None and gate is not None and lane.program.is_served and not self._draining:
+                enough = gate.most - gate.most // 10
+                if await self._gate.waiting(lane.program.name, enough) < enough:
+                    await self._consume(lane)
+
+    def _room(self, handler: str) -> int:
+        """How many runs of it may begin here."""
+        lane = self._lanes.get(handler)
+        if self._draining:
+            return 0
+        return (TAKE if lane is None else lane.program.concurrency) - self._resuming[handler]
+
+    def _take_up(self, stored: StoredRun) -> None:
+        self._resuming[stored.started.handler] += 1
+        self._spawn(self._resume_in_lane(stored))
+
+    # --- messages that go nowhere
 
     async def _refuse(self, program: Program, delivery: Delivery, fault: EnvelopeError) -> None:
         """A command that cannot begin is answered at once; anything else is a dead letter."""
@@ -360,8 +519,9 @@ class Worker:
         name = f"{letter.handler}: {letter.routing_key} {letter.message_id or '(no id)'}"
         _log.warning("%s is a dead letter, %s: %s", name, letter.reason, letter.error.message)
 
-    async def _begin_once(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
+    async def _begin_once(self, program: Program, delivery: Delivery, coming: Coming) -> None:
         """Begin the run, unless it stands already; while another delivery of the message begins it, wait."""
+        started = coming.started
         while (other := self._beginning.get(started.run_id)) is not None:
             await other.over.wait()
         beginning = self._beginning[started.run_id] = _Beginning(delivery)
@@ -370,7 +530,8 @@ class Worker:
             if await self._reader.known(started.run_id):
                 raise NotOurs
             self._mind_the_id(program, delivery)
-            await self._begin(program, delivery, started)
+            if await self._is_let_through(program, delivery, coming):
+                await self._begin(program, delivery, started)
         except NotOurs:
             key_was_freed = not await self._drop_duplicate(program, delivery, started)
         finally:
@@ -378,7 +539,7 @@ class Worker:
             if self._beginning.get(started.run_id) is beginning:
                 del self._beginning[started.run_id]
         if key_was_freed:
-            await self._begin_once(program, delivery, started)
+            await self._begin_once(program, delivery, coming)
 
     async def _drop_duplicate(self, program: Program, delivery: Delivery, started: RunStarted) -> bool:
         """Another run has the message, or its key; the handler says what becomes of the latter. False, and nothing
@@ -464,6 +625,8 @@ class Worker:
             self._lanes[run.program.name].begun.deliver(beginning.delivery)
         if change.finished_at is not None:
             self.counts.finished += 1
+        if change.gate is not None and (change.finished_at or change.due_at):
+            self._gatekeeper.poke()
         if change.outgoing:
             self._outbox.poke()
         if change.events:
@@ -482,6 +645,7 @@ class Worker:
             try:
                 await self._runs.heed()
                 await self._take_some()
+                await self._consume_again()
                 if self._waiting_queues and number % FORGET_EVERY == 0:
                     await self._mailbox.forget_arrivals(self._clock.now() - timedelta(seconds=LONGEST_FIRST_STEP_S))
                 if self._serves_commands and not (self._serving_callers or self._draining):
@@ -507,8 +671,7 @@ class Worker:
                 if stored.crashes >= SUSPECT_CRASHES:
                     self._spawn(self._hand_over(stored))
                     continue
-                self._resuming[stored.started.handler] += 1
-                self._spawn(self._resume_in_lane(stored))
+                self._take_up(stored)
             if len(taken) < TAKE:
                 return
 
@@ -535,8 +698,18 @@ class Worker:
         try:
             async with slots:
                 run = await self._runs.recall(stored)
+                if run is not None and run.is_new:
+                    self._watch(run, None)
                 if run is not None:
                     await self._runs.execute(run)
         finally:
             self._resuming[stored.started.handler] -= 1
             self._due.set()
+            self._gatekeeper.poke()
+
+
+def _comes(coming: Coming) -> Change:
+    """The change that brings a run to its gate, with the event that begins it: before its effects, in the log."""
+    started = coming.started
+    events = (EventRecord(meta=started.trigger, data=started.data),) if started.caller is None else ()
+    return Change(run_id=started.run_id, state=RunState.QUEUED, started=started, events=events, place=coming.place)

@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from runner.diagnostics import Diagnostic
 from runner.expressions import Evaluate, Expression, compile_value, parse_expression
-from runner.lang import schema
+from runner.lang import schema, traffic
 from runner.lang.declare import (
     CancelDecl,
     CommandDecl,
@@ -30,6 +30,7 @@ from runner.lang.project import Declarations, gather
 from runner.lang.projections import compile_projection, definition_of
 from runner.lang.rules import RULES, WHOLE
 from runner.plan import (
+    SINGLE_ACTIVE_CONSUMER,
     Binding,
     Branch,
     CancelOn,
@@ -47,7 +48,6 @@ from runner.plan import (
     Program,
     Projection,
     Queue,
-    RateLimit,
     RetryPolicy,
     Route,
     Schedule,
@@ -69,7 +69,6 @@ from runner.plan import (
 from runner.source import Document, MappingNode, Node, ScalarNode, Span, plain
 
 DEFAULT_TIMEOUT_S = 300.0
-DEFAULT_CONCURRENCY = 100
 DEFAULT_TTL_S = 7 * 86400.0
 
 
@@ -229,8 +228,18 @@ class _Compiler:
         has_commands = bool(self.declarations.commands)
         names += [f"{p}.replies"] if has_commands else []
         names.append(f"{p}.journal")
+        # Messages that are to be taken in their order go to one process at a time.
+        ordered = {f"{p}.{name}" for name, handler in handlers.items() if handler.body.get("partition_by") is not None}
         queues = [
-            Queue(name=name, arguments={"x-queue-type": "quorum", "x-dead-letter-exchange": dead}) for name in names
+            Queue(
+                name=name,
+                arguments={
+                    "x-queue-type": "quorum",
+                    "x-dead-letter-exchange": dead,
+                    **({SINGLE_ACTIVE_CONSUMER: True} if name in ordered else {}),
+                },
+            )
+            for name in names
         ]
         commands = (Exchange(name=f"{p}.commands", type="direct"),) if has_commands else ()
         return Topology(
@@ -299,7 +308,7 @@ class _Compiler:
             command=None if command is None else command.name,
             data=None if endpoint.inputs is None else compile_value(plain(endpoint.inputs)),
             timeout_s=None if command is None else command.timeout_s if timeout is None else timeout,
-            rate_limit=_rate_limit(body.get("rate_limit")),
+            rate_limit=traffic.rate_limit(body.get("rate_limit")),
             bearer=_bearer(body.get("auth")),
             verify=_verify(body.get("verify")),
             env=tuple(flow.env),
@@ -311,7 +320,6 @@ class _Compiler:
     def _program(self, flow: FlowDecl, handler: HandlerDecl, routes: tuple[Route, ...]) -> Program:
         body = handler.body
         defaults = retry_policy(RetryPolicy(), body.get("retry"))
-        concurrency = plain(body.get("concurrency"))
         command = next((command.name for command in self.declarations.commands_of(handler)), None)
         return Program(
             name=handler.full_name,
@@ -321,13 +329,18 @@ class _Compiler:
             steps=self._steps(handler.steps, defaults),
             on_failure=self._steps(handler.on_failure, defaults),
             timeout_s=duration_s(body.get("timeout")),
-            concurrency=concurrency if isinstance(concurrency, int) else DEFAULT_CONCURRENCY,
+            concurrency=traffic.concurrency(handler),
             plan_hash=self._hashes[flow.name],
             span=handler.node.span,
             command=command,
             reply=None if body.get("reply") is None else compile_value(plain(body.get("reply"))),
             idempotency=_idempotency(body.get("idempotency")),
             cancel_on=tuple(_cancel_on(cancel) for cancel in handler.cancel_on),
+            gate=traffic.gate(handler),
+            rate_limit=traffic.rate_limit(body.get("rate_limit")),
+            drops=traffic.drops(handler),
+            breaker=traffic.breaker(handler),
+            feedback=traffic.feedback(handler),
             env=tuple(flow.env),
             secrets=tuple(flow.secrets),
         )
@@ -484,19 +497,6 @@ def _projection(flow: FlowDecl, projection: ProjectionDecl) -> Projection:
 
 def _bearer(auth: Node | None) -> Evaluate | None:
     return compile_value(plain(auth.get("bearer"))) if isinstance(auth, MappingNode) else None
-
-
-def _rate_limit(node: Node | None) -> RateLimit | None:
-    if not isinstance(node, MappingNode):
-        return None
-    limit, burst, key = plain(node.get("limit")), plain(node.get("burst")), node.get("key")
-    assert isinstance(limit, int)
-    return RateLimit(
-        limit=limit,
-        period_s=duration_s(node.get("period")) or 1.0,
-        burst=burst if isinstance(burst, int) else limit,
-        key=None if key is None else compile_value(plain(key)),
-    )
 
 
 def _verify(node: Node | None) -> Verify | None:

@@ -44,6 +44,7 @@ from runner.records import (
 )
 from runner.sql import load_queries
 from runner.stores import rows
+from runner.stores.postgres_gate import PostgresGate
 from runner.stores.postgres_projections import PostgresProjections
 from runner.stores.questions import Questions
 from runner.times import parse_time, rfc3339
@@ -54,7 +55,7 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 60.0
 """A connection into the void must not hold the writer: its answer is unknown then, and asked for."""
 MAX_GROUP = 500
-SCRIPTS = ("postgres_schema.sql", *(f"postgres_schema_{number}.sql" for number in range(2, 6)))
+SCRIPTS = ("postgres_schema.sql", *(f"postgres_schema_{number}.sql" for number in range(2, 7)))
 
 _SQL = load_queries("runner.stores", "postgres_queries.sql")
 _log = logging.getLogger("flowrun.postgres")
@@ -85,6 +86,7 @@ class PostgresStore:
         self._lost_track = False
         """We may own runs that we know nothing of."""
         self.projections = PostgresProjections(self._with, schema=schema)
+        self.gate = PostgresGate(self._with, commit=self._apply, own=self._let_in, hold=self._hold, schema=schema)
         self._known = Questions(self._which_stand)
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
@@ -139,7 +141,7 @@ class PostgresStore:
         except OwnershipError:
             self._held.discard(change.run_id)
             raise
-        if change.due_at is not None or change.finished_at is not None or (is_new and not applied):
+        if _is_parted_with(change) or (is_new and not applied):
             self._held.discard(change.run_id)
         return applied
 
@@ -159,21 +161,36 @@ class PostgresStore:
                 await connection.execute(_SQL["take_lease"], self._owner, self._lease_s)
                 await connection.execute(_SQL["forget_dead_runners"])
                 if self._lost_track:
+                    await self.gate.park_all(connection, self._owner, self._held)
                     await connection.execute(_SQL["put_back"], self._owner, rfc3339(now), list(self._held))
                 which = (wanted, SUSPECT_CRASHES, suspects)
                 taken = await connection.fetch(_SQL["take_due"], self._owner, rfc3339(now), limit, *which)
                 if left := limit - len(taken):
                     taken += await connection.fetch(_SQL["take_orphans"], self._owner, left, *which)
+                await self.gate.go_on(connection, [row["id"] for row in taken])
                 return await _whole(connection, [row["id"] for row in taken])
 
         try:
             taken = await self._with(take)
         except StoreError:
-            self._lost_track = True  # it may have been done, and its answer lost
+            self._hold(None)  # it may have been done, and its answer lost
             raise
         self._lost_track = False
-        self._held.update(run.started.run_id for run in taken)
+        self._hold(taken)
         return taken
+
+    def _hold(self, runs: Sequence[StoredRun] | None) -> None:
+        """These are in our hands; None: there may be some that are ours and that we know nothing of."""
+        if runs is None:
+            self._lost_track = True
+        else:
+            self._held.update(run.started.run_id for run in runs)
+
+    async def _let_in(self, connection: _Connection, run_ids: Sequence[str]) -> list[StoredRun]:
+        """Own runs that pass a gate; one that a person has seized meanwhile is left out."""
+        found = await connection.fetch(_SQL["own_let_in"], self._owner, run_ids) if run_ids else []
+        owned = {row["id"] for row in found}
+        return await _whole(connection, [run_id for run_id in run_ids if run_id in owned])
 
     async def outbox(self, limit: int, *, refused: bool = False) -> Sequence[OutboxRow]:
         """See `Store.outbox`."""
@@ -388,7 +405,7 @@ class PostgresStore:
         self, name: str, key: str, *, limit: int, period_s: float, burst: int, now: datetime
     ) -> float | None:
         """See `RateLimits.take_token`."""
-        bucket = rows.Bucket(limit=limit, period_s=period_s, burst=burst, now=now)
+        bucket = rows.Bucket(limit, period_s, burst, now)
         which = (name, rows.storable(key))
 
         async def take(connection: _Connection) -> float | None:
@@ -594,6 +611,7 @@ class PostgresStore:
 
     async def _apply(self, connection: _Connection, changes: Sequence[Change]) -> list[bool | StoreError]:
         async with connection.transaction():
+            await self.gate.lock(connection, {gate for c in changes if (gate := _gate_of(c)) is not None})
             begun = await self._begin(connection, changes)
             standing = [c for c in changes if c.started is None or id(c) in begun]
             owned = await self._set_states(connection, [c for c in standing if _changes_state(c)])
@@ -655,6 +673,7 @@ class PostgresStore:
             await connection.execute(_SQL["forget_waits"], over)
         if cancelling := {c.run_id for c in changes if c.cancel_tokens and c.finished_at is None}:
             await self._cancel_if_it_came(connection, list(cancelling))
+        await self.gate.apply(connection, changes)
         if events := [event for c in changes for event in c.events]:
             await self._log(connection, events)
 
@@ -696,6 +715,7 @@ class PostgresStore:
 
     async def _leave(self, connection: _Connection) -> None:
         async with connection.transaction():
+            await self.gate.park_all(connection, self._owner)
             await connection.execute(_SQL["put_down"], self._owner)
             await connection.execute(_SQL["give_up_lease"], self._owner)
             await connection.execute(_SQL["free_outbox"])
@@ -754,7 +774,17 @@ def _expects_a_version(change: Change) -> bool:
 
 
 def _changes_state(change: Change) -> bool:
-    return change.started is None or change.due_at is not None or change.finished_at is not None
+    return change.started is None or _is_parted_with(change)
+
+
+def _is_parted_with(change: Change) -> bool:
+    """Afterwards the run is nobody's: it is parked, over, or waits to be let in."""
+    return change.due_at is not None or change.finished_at is not None or change.place is not None
+
+
+def _gate_of(change: Change) -> str | None:
+    """The handler at whose gate the change does something."""
+    return change.gate if change.place is None else change.place.handler
 
 
 def _is_handed_over(change: Change) -> bool:

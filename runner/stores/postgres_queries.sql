@@ -46,7 +46,7 @@ UPDATE runs SET state = u.state,
         WHEN runs.key IS NOT NULL THEN u.key_until
     END,
     request = CASE WHEN u.finished_at IS NULL THEN request END,
-    owner = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN $11 END
+    owner = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL AND u.state <> 'queued' THEN $11 END
 FROM unnest(
     $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::integer[], $9::integer[]
 ) AS u (id, state, due_at, finished_at, error, key_until, suspect, forgive, asleep)
@@ -252,12 +252,13 @@ DELETE FROM runners WHERE lease_until < now()
 -- name: put_back  what is ours and not in our hands: the answer in which we got it was lost
 UPDATE runs SET owner = NULL, due_at = $2 WHERE owner = $1 AND finished_at IS NULL AND id <> ALL ($3::text[])
 
--- name: take_due
+-- name: take_due  but for those that need a slot
 UPDATE runs SET owner = $1, due_at = NULL, woken = false, asleep = false
 WHERE id IN (
     SELECT id FROM runs
     WHERE due_at IS NOT NULL AND due_at <= $2 AND owner IS NULL AND finished_at IS NULL
         AND ($4::text[] IS NULL OR handler = ANY ($4)) AND (crashes >= $5) = $6
+        AND ($6 OR NOT EXISTS (SELECT FROM gate WHERE run_id = runs.id AND begun AND slot IS NOT NULL))
     ORDER BY due_at, id LIMIT $3 FOR UPDATE SKIP LOCKED
 )
 RETURNING id
@@ -270,6 +271,12 @@ WHERE id IN (
         AND ($3::text[] IS NULL OR handler = ANY ($3)) AND (crashes >= $4 OR NOT $5)
     LIMIT $2 FOR UPDATE SKIP LOCKED
 )
+RETURNING id
+
+-- name: own_let_in
+UPDATE runs SET owner = $1, due_at = NULL, woken = false, asleep = false,
+    state = CASE state WHEN 'queued' THEN 'running' ELSE state END
+WHERE id = ANY ($2::text[]) AND owner IS NULL AND finished_at IS NULL
 RETURNING id
 
 -- name: seize
@@ -358,7 +365,7 @@ SELECT
     (SELECT count(*) FROM dead_letters)
 
 -- name: unfinished
-SELECT handler, state = 'waiting', count(*) FROM runs WHERE finished_at IS NULL GROUP BY 1, 2
+SELECT handler, state, count(*) FROM runs WHERE finished_at IS NULL GROUP BY 1, 2
 
 -- name: recent
 SELECT handler, count(*), count(*) FILTER (WHERE state IN ('failed', 'compensated', 'compensation_failed')) FROM runs

@@ -39,11 +39,12 @@ from runner.records import (
 )
 from runner.sql import load_queries
 from runner.sqlite_file import SqliteFile
-from runner.stores import rows
+from runner.stores import rows, sqlite_gate
+from runner.stores.sqlite_gate import SqliteGate
 from runner.stores.sqlite_projections import SqliteProjections
 from runner.times import parse_time, rfc3339
 
-SCRIPTS = ("sqlite_schema.sql", *(f"sqlite_schema_{number}.sql" for number in range(2, 6)))
+SCRIPTS = ("sqlite_schema.sql", *(f"sqlite_schema_{number}.sql" for number in range(2, 7)))
 
 _SQL = load_queries("runner.stores", "sqlite_queries.sql")
 MOST_TYPES = 200
@@ -59,6 +60,7 @@ class SqliteStore:
         self._file = file
         self._owner = ""
         self.projections = SqliteProjections(file)
+        self.gate = SqliteGate(file, commit=lambda c, change: _apply(c, change, self._owner), own=self._let_in)
 
     async def __aenter__(self) -> SqliteStore:
         await self._file.__aenter__()
@@ -268,7 +270,7 @@ class SqliteStore:
         self, name: str, key: str, *, limit: int, period_s: float, burst: int, now: datetime
     ) -> float | None:
         """See `RateLimits.take_token`."""
-        bucket = rows.Bucket(limit=limit, period_s=period_s, burst=burst, now=now)
+        bucket = rows.Bucket(limit, period_s, burst, now)
 
         def take(connection: sqlite3.Connection) -> float | None:
             connection.execute(_SQL["forget_full_buckets"], (bucket.now_ns,))
@@ -404,8 +406,14 @@ class SqliteStore:
             orphans += connection.execute(_SQL["runs_of"], values).fetchall()
         connection.executemany(_SQL["own_run"], [(self._owner, 0, run_id, SUSPECT_CRASHES) for (run_id,) in due])
         connection.executemany(_SQL["own_run"], [(self._owner, 1, run_id, SUSPECT_CRASHES) for (run_id,) in orphans])
+        sqlite_gate.go_on(connection, [*due, *orphans])
         runs = (_readable(connection, run_id) for (run_id,) in (*due, *orphans))
         return [run for run in runs if run is not None]
+
+    def _let_in(self, connection: sqlite3.Connection, run_ids: Sequence[str]) -> list[StoredRun]:
+        """Own runs that pass a gate; one that a person has seized meanwhile is left out."""
+        own = [run_id for run_id in run_ids if connection.execute(_SQL["own_let_in"], (self._owner, run_id)).rowcount]
+        return [run for run_id in own if (run := _readable(connection, run_id)) is not None]
 
     def _take_outbox(self, connection: sqlite3.Connection, limit: int, refused: bool) -> list[OutboxRow]:
         taken = connection.execute(_SQL["take_outbox"], (self._owner, refused, limit)).fetchall()
@@ -418,6 +426,7 @@ class SqliteStore:
         return [owner for (owner,) in list(owners) if not self._file.is_alive(owner)]
 
     def _leave(self, connection: sqlite3.Connection) -> None:
+        sqlite_gate.park_all(connection, self._owner)
         connection.execute(_SQL["put_down"], (self._owner,))
         connection.execute(_SQL["free_outbox"], (self._owner,))
 
@@ -440,7 +449,7 @@ def _events_query(wanted: EventFilter, *, newest: bool) -> tuple[str, dict[str, 
 
 def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
     started = change.started
-    parked = change.due_at is not None or change.finished_at is not None
+    parked = change.due_at is not None or change.finished_at is not None or change.place is not None
     if started is not None and not _begin(connection, change, started, owner):
         return False
     if started is None or parked:
@@ -474,6 +483,7 @@ def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
     elif change.cancel_tokens:
         _cancel_if_it_came(connection, change.run_id)
     connection.executemany(_SQL["add_outgoing"], [rows.outgoing_values(message) for message in change.outgoing])
+    sqlite_gate.apply(connection, change)
     return True
 
 

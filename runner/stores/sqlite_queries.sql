@@ -184,10 +184,11 @@ INSERT INTO dead_letters (id, reason, handler, received_at, letter, body) VALUES
 ON CONFLICT (id) DO UPDATE
 SET received_at = excluded.received_at, letter = excluded.letter, body = excluded.body
 
--- name: due  runs whose time has come
+-- name: due  runs whose time has come, but for those that need a slot
 SELECT id FROM runs
 WHERE due_at IS NOT NULL AND due_at <= ?1 AND owner IS NULL AND finished_at IS NULL
     AND (?2 IS NULL OR handler IN (SELECT value FROM json_each(?2))) AND (crashes >= ?4) = ?5
+    AND (?5 OR NOT EXISTS (SELECT 1 FROM gate WHERE run_id = runs.id AND begun AND slot IS NOT NULL))
 ORDER BY due_at, id LIMIT ?3
 
 -- name: run_owners
@@ -221,6 +222,11 @@ SELECT id, request FROM runs WHERE request IS NOT NULL AND owner = ?
 
 -- name: own_run  a crash is counted before it runs again; a suspect's by who runs it
 UPDATE runs SET owner = ?1, due_at = NULL, woken = 0, asleep = 0, crashes = crashes + (?2 AND crashes < ?4) WHERE id = ?3
+
+-- name: own_let_in
+UPDATE runs SET owner = ?1, due_at = NULL, woken = 0, asleep = 0,
+    state = CASE state WHEN 'queued' THEN 'running' ELSE state END
+WHERE id = ?2 AND owner IS NULL AND finished_at IS NULL
 
 -- name: put_down  the runs of who leaves are due at once; it is no crash
 UPDATE runs SET owner = NULL, due_at = started_at WHERE finished_at IS NULL AND owner = ?
@@ -290,7 +296,7 @@ SELECT
     (SELECT count(*) FROM dead_letters)
 
 -- name: unfinished
-SELECT handler, state = 'waiting', count(*) FROM runs WHERE finished_at IS NULL GROUP BY 1, 2
+SELECT handler, state, count(*) FROM runs WHERE finished_at IS NULL GROUP BY 1, 2
 
 -- name: recent
 SELECT handler, count(*), sum(state IN ('failed', 'compensated', 'compensation_failed')) FROM runs

@@ -286,14 +286,14 @@ class FlowKit:
         return KitRun(stored, tuple(self._emitted.get(run_id, ())))
 
     async def _begin(self, program: Program, delivery: Delivery) -> KitRun | None:
-        started = intake.read(self.plan, program, delivery, self.clock.now(), self._env)
-        if started is None or await self.store.known(started.run_id):
+        coming = intake.read(self.plan, program, delivery, self.clock.now(), self._env)
+        if coming is None or await self.store.known(coming.started.run_id):
             return None
         try:
-            await self._execute(self._run(started))
+            await self._execute(self._run(coming.started))
         except NotOurs:
             return None
-        return await self.look(started.run_id)
+        return await self.look(coming.started.run_id)
 
     async def _resume_next(self, *runs: KitRun) -> None:
         """The run that is due first; one without a due moment was cut short, and goes on at once."""

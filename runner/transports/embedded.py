@@ -19,7 +19,7 @@ import msgspec
 
 from runner.errors import StoreError, TopologyError, TransportError
 from runner.message import Delivery, Outgoing, Properties
-from runner.plan import BrokerFacts, Difference, Queue, Topology
+from runner.plan import SINGLE_ACTIVE_CONSUMER, BrokerFacts, Difference, Queue, Topology
 from runner.ports import Deliver
 from runner.sqlite_file import SqliteFile, Work
 from runner.topics import topic_matches
@@ -39,10 +39,11 @@ _properties = msgspec.json.Decoder(Properties).decode
 
 
 class _Consumer:
-    """Someone who takes a queue's messages, at most `prefetch` unsettled."""
+    """Someone who takes a queue's messages, at most `prefetch` unsettled. `is_single`: not while others have some."""
 
-    def __init__(self, queue: str, prefetch: int, deliver: Deliver) -> None:
+    def __init__(self, queue: str, prefetch: int, deliver: Deliver, *, is_single: bool) -> None:
         self.queue = queue
+        self.is_single = is_single
         self.free = prefetch
         self.deliver = deliver
 
@@ -119,10 +120,11 @@ class EmbeddedTransport:
 
     async def consume(self, queue: str, prefetch: int, deliver: Deliver) -> Callable[[], Awaitable[None]]:
         """See `Transport.consume`."""
-        known = await self._read(lambda c: c.execute("SELECT 1 FROM broker_queues WHERE name = ?", (queue,)).fetchone())
+        known = await self._read(lambda c: c.execute(_ARGUMENTS, (queue,)).fetchone())
         if known is None:
             raise TransportError(f'there is no queue "{queue}"')
-        consumer = _Consumer(queue, prefetch, deliver)
+        is_single = msgspec.json.decode(known[0]).get(SINGLE_ACTIVE_CONSUMER) is True
+        consumer = _Consumer(queue, prefetch, deliver, is_single=is_single)
         self._consumers.append(consumer)
         if not self._tasks:
             rounds = (self._pump, self._watch, self._release_dead)
@@ -223,10 +225,10 @@ class EmbeddedTransport:
             await self._hand_over(wanted)
 
     async def _hand_over(self, consumers: list[_Consumer]) -> None:
-        demand = [(consumer.queue, consumer.free) for consumer in consumers]
+        demand = [(consumer.queue, consumer.free, consumer.is_single) for consumer in consumers]
 
         def take(connection: sqlite3.Connection) -> list[list[Delivery]]:
-            return [list(_take(connection, self._owner, queue, free)) for queue, free in demand]
+            return [list(_take(connection, self._owner, *each)) for each in demand]
 
         unwanted: list[tuple[int, str]] = []
         for consumer, deliveries in zip(consumers, await self._file.write(take), strict=True):
@@ -277,6 +279,8 @@ _DEPTH = """
 SELECT count(*) FROM broker_messages
 WHERE consumer IS NULL AND queue IN (SELECT value FROM json_each(?))
 """
+_ARGUMENTS = "SELECT arguments FROM broker_queues WHERE name = ?"
+_OTHERS = "SELECT 1 FROM broker_messages WHERE queue = ? AND consumer IS NOT NULL AND consumer <> ? LIMIT 1"
 _TAKE = """
 UPDATE broker_messages SET consumer = ?, deliveries = deliveries + 1
 WHERE id IN (SELECT id FROM broker_messages WHERE queue = ? AND consumer IS NULL ORDER BY id LIMIT ?)
@@ -285,7 +289,9 @@ RETURNING id, queue, exchange, routing_key, properties, body, deliveries
 _PUBLISH = "INSERT INTO broker_messages (queue, exchange, routing_key, properties, body) VALUES (?, ?, ?, ?, ?)"
 
 
-def _take(connection: sqlite3.Connection, owner: str, queue: str, limit: int) -> Iterator[Delivery]:
+def _take(connection: sqlite3.Connection, owner: str, queue: str, limit: int, is_single: bool) -> Iterator[Delivery]:
+    if is_single and connection.execute(_OTHERS, (queue, owner)).fetchone() is not None:
+        return
     rows = connection.execute(_TAKE, (owner, queue, limit)).fetchall()
     for message, queue_name, exchange, routing_key, properties, body, deliveries in sorted(rows):
         yield Delivery(

@@ -19,6 +19,7 @@ from runner.records import EventFilter, Folded, Intervention, RunState
 from runner.stores import postgres as postgres_module
 from runner.stores import rows
 from runner.stores.postgres import SCRIPTS, PostgresStore
+from runner.testing.gate_contract import GateContract
 from runner.testing.projection_contract import LATER, ProjectionContract
 from runner.testing.store_contract import (
     START,
@@ -56,7 +57,7 @@ store = PostgresStore({url!r}, "shop-1", lease_s=1.0)
 
 
 @pytest.mark.postgres
-class TestPostgresStore(ProjectionContract, StoreContract):
+class TestPostgresStore(GateContract, ProjectionContract, StoreContract):
     """A pool for each store, as two processes have them. A dead runner's lease runs out after a second."""
 
     @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from runner.records import EventFilter, EventRecord, RunState
 from runner.sqlite_file import SqliteFile
 from runner.stores import rows
 from runner.stores.sqlite import SCRIPTS, SqliteStore
+from runner.testing.gate_contract import GateContract
 from runner.testing.projection_contract import ProjectionContract
 from runner.testing.store_contract import (
     START,
@@ -61,7 +62,7 @@ asyncio.run(main())
 """
 
 
-class TestSqliteStore(ProjectionContract, StoreContract):
+class TestSqliteStore(GateContract, ProjectionContract, StoreContract):
     """A `SqliteFile` for each store, as two processes have them."""
 
     @pytest.fixture(autouse=True)

@@ -45,6 +45,7 @@ def test_lag_runs_and_failures_are_told_by_handler_and_in_all(shop: Shop) -> Non
     assert told["f.sleep"] == {
         "handler": "f.sleep",
         "lag": 3,
+        "queued": 0,
         "running": 0,
         "waiting": 2,
         "begun_last_minute": 2,
@@ -52,7 +53,7 @@ def test_lag_runs_and_failures_are_told_by_handler_and_in_all(shop: Shop) -> Non
     }
     assert told["f.fail"]["failed_last_minute"] == 2
     text = shop.run("status").stdout.splitlines()
-    assert text[0].split() == ["HANDLER", "LAG", "RUNNING", "WAITING", "BEGUN", "FAILED"]
+    assert text[0].split() == ["HANDLER", "LAG", "QUEUED", "RUNNING", "WAITING", "BEGUN", "FAILED"]
     assert "0 running · 2 waiting · 2 failed · lag 6" in text[-1]
 
 

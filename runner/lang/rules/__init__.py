@@ -16,6 +16,7 @@ from runner.lang.rules import (
     schedules,
     secrets,
     times,
+    traffic,
     types,
 )
 
@@ -32,6 +33,7 @@ RULES = (
     ingress.check,
     projections.check,
     times.check,
+    traffic.check,
     types.check,
 )
 WHOLE = (flow_of_events.check, coverage.check, keys.check)

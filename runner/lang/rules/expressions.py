@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from runner.diagnostics import Diagnostic, Related, did_you_mean, respelt
 from runner.expressions import Expression, ExpressionSyntaxError, Read, parse_expression, parse_template
+from runner.lang import traffic
 from runner.lang.declare import FlowDecl, HandlerDecl, IngressDecl, ProjectionDecl, StepDecl, all_steps, scalars
 from runner.lang.expression_syntax import explain
 from runner.lang.project import Declarations
@@ -86,9 +87,8 @@ def _projection(projection: ProjectionDecl, flow: FlowDecl) -> Iterator[Diagnost
 
 
 def _handler(flow: FlowDecl, handler: HandlerDecl, *, is_command: bool) -> Iterator[Diagnostic]:
-    idempotency = handler.body.get("idempotency")
     seen = frozenset({"command" if is_command else "event"})
-    if isinstance(idempotency, MappingNode) and isinstance(key := idempotency.get("key"), ScalarNode):
+    for _, key in traffic.keys(handler):
         yield from _template(key, _Place(flow, _ROUTE - {"event"} | seen))
     for cancel in handler.cancel_on:
         for node in scalars(cancel.match):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 
 from runner.diagnostics import Diagnostic, Related, Severity
+from runner.lang import traffic
 from runner.lang.declare import HandlerDecl, StepDecl, all_steps
 from runner.lang.project import Declarations
 from runner.source import ScalarNode, Span
@@ -42,6 +43,9 @@ def _made(project: Declarations) -> Iterator[tuple[str, Span]]:
         for event in (*(s.event for s in flow.schedules), *(endpoint.event for endpoint in flow.ingress)):
             if event is not None:
                 yield str(event.value), event.span
+    for handler in project.handlers.values():
+        if (event := traffic.feedback_event(handler)) is not None:
+            yield str(event.value), event.span
 
 
 def _taken(project: Declarations) -> Iterator[tuple[str, Span]]:

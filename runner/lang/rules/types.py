@@ -12,6 +12,7 @@ from itertools import islice
 
 from runner.diagnostics import Diagnostic, respelt
 from runner.expressions import Expression, ExpressionSyntaxError, parse_expression, parse_template
+from runner.lang import traffic
 from runner.lang.declare import FoldDecl, HandlerDecl, IngressDecl, StepDecl, all_steps
 from runner.lang.fitting import misfit
 from runner.lang.infer import Fault, Inference, Names, assume, field_of
@@ -75,6 +76,7 @@ def check(project: Declarations) -> Iterator[Diagnostic]:
         for handler in flow.handlers:
             for world, names in islice(_worlds(project, handler, finds), MAX_WORLDS):
                 finds.world = world
+                _keys(handler, _Look(finds, names), finds)
                 _Walk(project, finds, names).handler(handler)
     yield from finds.diagnostics()
 
@@ -137,6 +139,13 @@ def _endpoint(project: Declarations, endpoint: IngressDecl, finds: _Finds) -> No
     name = endpoint.event if endpoint.event is not None else endpoint.command
     if name is not None:
         look.fit(endpoint.inputs, given, _payload(project, str(name.value)), str(name.value))
+
+
+def _keys(handler: HandlerDecl, look: _Look, finds: _Finds) -> None:
+    for what, node in traffic.keys(handler):
+        found = look.template(node)
+        if what == "a priority" and (reason := misfit(found, _NUMBER)) is not None:
+            finds.misfit(f"a priority is a number from 0 to 9: {reason}", node)
 
 
 def _fold(project: Declarations, fold: FoldDecl, finds: _Finds) -> None:

@@ -71,7 +71,9 @@ def delivery(key: str = "plain", body: Any = None, **properties: Any) -> Deliver
 
 
 def read(delivery: Delivery, handler: str = "h", env: dict[str, str] | None = None) -> RunStarted | None:
-    return intake.read(PLAN, PLAN.programs[f"f.{handler}"], delivery, NOW, {"REGION": "north"} if env is None else env)
+    env = {"REGION": "north"} if env is None else env
+    coming = intake.read(PLAN, PLAN.programs[f"f.{handler}"], delivery, NOW, env)
+    return None if coming is None else coming.started
 
 
 def begun(delivery: Delivery) -> RunStarted:

@@ -1,0 +1,22 @@
+-- The tables of the PostgreSQL store, version 6: gates. A row stands for a run from its acceptance until it is final.
+
+CREATE TABLE gate (
+    place bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id text NOT NULL UNIQUE,
+    handler text NOT NULL,
+    state text NOT NULL,  -- waits: open, behind (another of its line), timed (for a token), full (for a slot); or is past: running, parked
+    begun boolean NOT NULL DEFAULT false,
+    line text,
+    is_ordered boolean NOT NULL,
+    slot text,
+    bucket text,  -- null: it needs no token, or has it
+    rank bigint NOT NULL,
+    open_at bigint  -- of what is timed: nanoseconds since 1970
+);
+
+CREATE INDEX gate_open ON gate (handler, rank, place) WHERE state = 'open';
+CREATE INDEX gate_queued ON gate (handler) WHERE NOT begun;
+CREATE INDEX gate_lines ON gate (handler, line, rank, place) WHERE line IS NOT NULL;
+CREATE INDEX gate_heads ON gate (handler, line) WHERE line IS NOT NULL AND state <> 'behind';
+CREATE INDEX gate_slots ON gate (handler, slot, state, rank, place) WHERE slot IS NOT NULL;
+CREATE INDEX gate_timed ON gate (handler, open_at) WHERE state = 'timed';
