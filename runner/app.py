@@ -21,6 +21,7 @@ from runner.plan import Plan, Program, Topology
 from runner.settings import FILE, Settings, mask_url, project_name, read_file
 
 if TYPE_CHECKING:
+    from runner.engine.breakers import Breakers
     from runner.engine.outbox import Outbox
     from runner.engine.projector import Projector
     from runner.engine.read_models import ReadModels
@@ -161,8 +162,10 @@ class App:
         for plan_hash, sources in plan.sources.items():
             await self.store.keep_plan(plan_hash, sources)
 
+        breakers = self._breakers(plan)
+
         def runs(draining: Callable[[], bool], on_commit: Watch) -> Runs:
-            return self._runs(project, role, draining, on_commit)
+            return self._runs(project, role, breakers, draining, on_commit)
 
         return Worker(
             plan=plan,
@@ -177,6 +180,8 @@ class App:
             schedules=self.store,
             gate=self.store.gate,
             limits=self.store,
+            breakers=breakers,
+            traffic=self.store.traffic,
             projector=projector(plan, self.store),
             retention=self._retention(plan),
             runs=runs,
@@ -208,7 +213,7 @@ class App:
 
         some = len(role.programs) < len(project.plan.programs)
         return Suspects(
-            runs=self._runs(project, role, draining, on_commit),
+            runs=self._runs(project, role, self._breakers(project.plan), draining, on_commit),
             store=self.store,
             reader=self.store,
             outbox=outbox,
@@ -218,7 +223,15 @@ class App:
             tell=tell,
         )
 
-    def _runs(self, project: Project, role: Role, draining: Callable[[], bool], on_commit: Watch) -> Runs:
+    def _breakers(self, plan: Plan) -> Breakers:
+        from runner.clock import SystemClock
+        from runner.engine.breakers import Breakers
+
+        return Breakers(self.store.traffic, SystemClock(), project=plan.project)
+
+    def _runs(
+        self, project: Project, role: Role, breakers: Breakers, draining: Callable[[], bool], on_commit: Watch
+    ) -> Runs:
         from runner.clock import SystemClock
         from runner.engine.executor import Executor
         from runner.engine.runs import Plans, Runs
@@ -240,6 +253,7 @@ class App:
                 random=random.random,
                 mask=role.mask,
                 projections=read_models(plan, self.store),
+                breakers=breakers,
                 draining=draining,
             ),
             environment=_environment(role.mask),

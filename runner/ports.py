@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from runner.handler import Context
 from runner.message import Delivery, Meta, Outgoing
-from runner.plan import BrokerFacts, Difference, Topology
+from runner.plan import Breaker, BrokerFacts, Difference, Topology
 from runner.records import (
     Answer,
     Arrival,
@@ -18,6 +18,7 @@ from runner.records import (
     Build,
     Caller,
     Change,
+    Circuit,
     DeadLetter,
     Entry,
     EventFilter,
@@ -304,6 +305,46 @@ class GateStore(Protocol):
         ...
 
 
+class TrafficStore(Protocol):
+    """What all processes know together of failing partners, and of what producers were told."""
+
+    async def circuits(self) -> Mapping[str, Circuit]:
+        """The circuits that are not closed, by name."""
+        ...
+
+    async def failed(self, name: str, breaker: Breaker, now: datetime, opened: EventRecord) -> bool:
+        """Count a failure, or note that a probe has failed; whether the circuit is open. If that opens it, `opened`
+        goes to the log with it."""
+        ...
+
+    async def probe(self, name: str, now: datetime, until: datetime) -> bool:
+        """Be the one attempt that is let through a circuit that was open, until that time at the latest. False if it
+        is not, or somebody else is."""
+        ...
+
+    async def succeeded(self, name: str, closed: EventRecord) -> bool:
+        """An attempt has succeeded: close the circuit, if it was let through, and add `closed` to the log."""
+        ...
+
+    async def pressures(self) -> Collection[str]:
+        """The handlers of which producers were told that they are behind, and not yet that they are not."""
+        ...
+
+    async def tell(self, handler: str, is_high: bool, event: EventRecord, outgoing: Outgoing) -> bool:
+        """Tell that a handler is behind, or is no more, by an event and its message. False, and nothing done, if that
+        was told last."""
+        ...
+
+
+class StatusStore(StoreReader, Protocol):
+    """What the figures of a project are read from."""
+
+    @property
+    def traffic(self) -> TrafficStore:
+        """Its circuits and pressures."""
+        ...
+
+
 class Doorbell(Protocol):
     """Tells at once what polling would find out later."""
 
@@ -470,6 +511,11 @@ class AnyStore(
     @property
     def gate(self) -> GateStore:
         """The gates of its handlers; while the store is entered."""
+        ...
+
+    @property
+    def traffic(self) -> TrafficStore:
+        """Its circuits and pressures; while the store is entered."""
         ...
 
     async def __aenter__(self) -> AnyStore:

@@ -434,6 +434,23 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     burst: int
 
 
+class Circuit(msgspec.Struct, frozen=True):
+    """A circuit that is not closed: open until then; from then on one attempt at a time is let through, and nothing
+    else while one is under way, at most until `probe_until`."""
+
+    name: str
+    open_until: str
+    probe_until: str | None = None
+
+    def lets_in_at(self, now: str) -> str:
+        """From when on an attempt may be let through: not while another is under way."""
+        return self.probe_until if self.probe_until is not None and self.probe_until > now else self.open_until
+
+    def state(self, now: str) -> Literal["open", "half_open"]:
+        """Half-open: an attempt may be let through, or is under way."""
+        return "open" if self.open_until > now else "half_open"
+
+
 class GateRules(msgspec.Struct, frozen=True, kw_only=True):
     """What holds at a handler's gate: the throttle's tokens, and how many runs there may be for one slot."""
 

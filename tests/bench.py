@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from runner.clock import SystemClock
+from runner.engine.breakers import Breakers
 from runner.engine.executor import Executor
 from runner.engine.projector import Projector
 from runner.engine.read_models import ReadModels
@@ -68,6 +69,7 @@ class Bench:
             await self.transport.declare(self.plan.topology)
             environment = Environment(env=lambda _: {}, secrets=lambda _: {})
             broken_store = store(self.store)
+            breakers = Breakers(self.store.traffic, SystemClock(), project="p")
 
             def runs(draining: Callable[[], bool], on_commit: Watch) -> Runs:
                 return Runs(
@@ -75,7 +77,7 @@ class Bench:
                     store=broken_store,
                     reader=self.store,
                     control=self.store,
-                    executor=self._executor(draining),
+                    executor=self._executor(draining, breakers),
                     environment=environment,
                     clock=SystemClock(),
                     on_commit=on_commit,
@@ -100,6 +102,8 @@ class Bench:
                 schedules=self.store,
                 gate=self.store.gate,
                 limits=self.store,
+                breakers=breakers,
+                traffic=self.store.traffic,
                 projector=Projector(
                     projections=self.plan.projections.values(),
                     log=self.store,
@@ -119,9 +123,10 @@ class Bench:
     async def _nothing_older(self) -> dict[str, Any]:
         return {}
 
-    def _executor(self, draining: Callable[[], bool]) -> Executor:
+    def _executor(self, draining: Callable[[], bool], breakers: Breakers) -> Executor:
         return Executor(
             handlers=self.registry.handlers,
+            breakers=breakers,
             clock=SystemClock(),
             random=lambda: 0.0,
             mask=self.mask,

@@ -25,7 +25,7 @@ from runner.testing import FakeClock
 from runner.transports.embedded import EmbeddedTransport
 from runner.web.app import make_app
 from runner.web.health import Readiness, StatusPage
-from runner.web.ingress import Ingress
+from runner.web.ingress import Ingress, Load
 from runner.web.keys import Keys
 from runner.web.projections import ProjectionPages
 from runner.web.replies import Replies
@@ -129,6 +129,8 @@ async def served(
     env: Mapping[str, str] | None = None,
     trusted: Sequence[str] = (),
     peer: str = "203.0.113.9",
+    behind: dict[str, float] | None = None,
+    open_circuits: dict[str, float] | None = None,
 ) -> AsyncIterator[Served]:
     """Serve what a flow file says under `ingress`."""
     compilation = compile_project(Sources(None, {"flows/flow.yaml": flow}), project="test", signatures=None)
@@ -161,6 +163,7 @@ async def served(
             env=env_of,
             keys=keys,
             mask=Mask((secrets or {}).values()),
+            load=Load(pressure=(behind or {}).get, circuit=lambda program: (open_circuits or {}).get(program.name)),
             trusted=proxies,
         )
         readiness = Readiness(store=store, transport=transport, queue=plan.net, is_consuming=lambda: True)  # type: ignore[arg-type]

@@ -61,6 +61,11 @@ async def _tell(settings: Settings, plan: Plan, *, watch: bool, as_json: bool) -
 def _text(status: Status) -> Iterator[str]:
     rows = [(h.name, *map(str, (h.lag, *msgspec.structs.astuple(h.figures)))) for h in status.handlers]
     yield from output.table(["HANDLER", "LAG", "QUEUED", "RUNNING", "WAITING", "BEGUN", "FAILED"], rows)
+    for circuit in status.circuits:
+        state = circuit.state(status.at).replace("_", "-")
+        yield f"the circuit of {circuit.name} is {state}, until {circuit.lets_in_at(status.at)}"
+    for handler in status.pressures:
+        yield f"producers of {handler} were told that it is behind"
     yield ""
     yield f"{status.at}  {summary(status)}"
 
@@ -78,6 +83,7 @@ def summary(status: Status) -> str:
     ]
     queued = sum(f.queued for f in figures)
     parts += [f"{queued:,} queued"] if queued else []
+    parts += [f"{len(status.circuits)} circuits open"] if status.circuits else []
     parts += [f"{backlog.outbox:,} in the outbox"] if backlog.outbox else []
     parts += [f"{backlog.refused:,} that no queue takes"] if backlog.refused else []
     parts += [f"{backlog.suspects:,} suspects"] if backlog.suspects else []

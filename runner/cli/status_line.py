@@ -12,7 +12,7 @@ from runner.clock import SystemClock
 from runner.engine.status import look
 from runner.errors import StoreError, TransportError
 from runner.plan import Plan
-from runner.ports import StoreReader, Transport
+from runner.ports import StatusStore, Transport
 
 EVERY_S = 2.0
 CLEAR = "\r\x1b[K"
@@ -27,7 +27,7 @@ class AboveTheLine(logging.StreamHandler[Any]):
         super().emit(record)
 
 
-async def draw(plan: Plan, store: StoreReader, transport: Transport) -> None:
+async def draw(plan: Plan, store: StatusStore, transport: Transport) -> None:
     """For ever. While store or broker is away nothing is drawn: the log says so."""
     while True:
         await asyncio.sleep(EVERY_S)

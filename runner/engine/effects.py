@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from runner.delays import Random
+from runner.engine.breakers import Breakers
 from runner.engine.line import Frame
 from runner.engine.results import cancelled, commit, own
 from runner.engine.retry import delay_before_next
@@ -51,7 +52,9 @@ class Effects:
         random: Random,
         mask: Mask,
         projections: ReadableProjections,
+        breakers: Breakers,
     ) -> None:
+        self._breakers = breakers
         self._handlers = handlers
         self._clock = clock
         self._random = random
@@ -64,6 +67,8 @@ class Effects:
         key = frame.key(step)
         if (not_now := self._not_now(run, step, frame)) is not None:
             return not_now
+        if (closed_until := await self._breakers.closed_until(run.program, step)) is not None:
+            return Parked(at_most(closed_until, run, frame))
         inputs = own(step.inputs(run.scope(key, frame)))
         if not isinstance(inputs, dict):
             message = "`with` must give an object"
@@ -91,6 +96,7 @@ class Effects:
             projections=self._projections,
         )
         outcome = await self._attempt(run, step, frame, context, inputs, limit)
+        await self._breakers.note(run.program, step, outcome)
         if isinstance(outcome, Done):
             return self._without_secrets(run, step, outcome)
         if (over := self.over(run, step, frame)) is not None:
@@ -124,6 +130,8 @@ class Effects:
         elif sent is None or sent.attempt < attempt:
             if (not_now := self._not_now(run, step, frame)) is not None:
                 return not_now
+            if (closed_until := await self._breakers.closed_until(run.program, step)) is not None:
+                return Parked(at_most(closed_until, run, frame))
             return self._send_out(run, step, frame, attempt, again)
         declared = run.plan.commands[step.command]
         started, deadline = parse_time(sent.sent_at), parse_time(sent.deadline)
@@ -134,6 +142,7 @@ class Effects:
             return Parked(deadline)
         else:
             outcome = command_step.unanswered(declared, key, (deadline - started).total_seconds())
+        await self._breakers.note(run.program, step, outcome)
         if isinstance(outcome, Done):
             return self._without_secrets(run, step, outcome)
         if (over := self.over(run, step, frame)) is not None:

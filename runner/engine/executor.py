@@ -15,6 +15,7 @@ import msgspec
 
 from runner.delays import Random
 from runner.engine.blocks import Blocks
+from runner.engine.breakers import Breakers
 from runner.engine.compensation import is_completed, undo_plan
 from runner.engine.effects import Effects
 from runner.engine.history import rounds_of
@@ -59,9 +60,12 @@ class Executor:
         random: Random,
         mask: Mask,
         projections: ReadableProjections,
+        breakers: Breakers,
         draining: Callable[[], bool],
     ) -> None:
-        self._effects = Effects(handlers=handlers, clock=clock, random=random, mask=mask, projections=projections)
+        self._effects = Effects(
+            handlers=handlers, clock=clock, random=random, mask=mask, projections=projections, breakers=breakers
+        )
         self._waits = Waits(clock)
         self._blocks = Blocks(Hands(self._block, clock, draining), self._undo)
         self._clock = clock

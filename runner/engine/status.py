@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 from runner.plan import Plan
-from runner.ports import Clock, StoreReader, Transport
-from runner.records import Backlog, Figures
+from runner.ports import Clock, StatusStore, Transport
+from runner.records import Backlog, Circuit, Figures
 from runner.times import rfc3339
 
 WINDOW_S = 60.0
@@ -30,6 +30,10 @@ class Status:
 
     at: str
     handlers: tuple[HandlerStatus, ...]
+    circuits: tuple[Circuit, ...]
+    """Those that are not closed."""
+    pressures: tuple[str, ...]
+    """The handlers of which producers were told that they are behind."""
     backlog: Backlog
 
     def value(self) -> dict[str, Any]:
@@ -48,6 +52,11 @@ class Status:
                 }
                 for each in self.handlers
             ],
+            "circuits": [
+                {"circuit": each.name, "state": each.state(self.at), "until": each.lets_in_at(self.at)}
+                for each in self.circuits
+            ],
+            "pressures": list(self.pressures),
             "outbox": self.backlog.outbox,
             "refused": self.backlog.refused,
             "suspects": self.backlog.suspects,
@@ -55,7 +64,7 @@ class Status:
         }
 
 
-async def look(plan: Plan, store: StoreReader, transport: Transport, clock: Clock) -> Status:
+async def look(plan: Plan, store: StatusStore, transport: Transport, clock: Clock) -> Status:
     """Ask store and broker. Raises StoreError, TransportError."""
     now = clock.now()
     figures = await store.figures(now - timedelta(seconds=WINDOW_S))
@@ -66,4 +75,11 @@ async def look(plan: Plan, store: StoreReader, transport: Transport, clock: Cloc
     ]
     # Runs go on also of handlers that the files have no more.
     handlers += [HandlerStatus(name=name, lag=0, figures=figures[name]) for name in figures if name not in known]
-    return Status(at=rfc3339(now), handlers=tuple(handlers), backlog=await store.backlog())
+    circuits = await store.traffic.circuits()
+    return Status(
+        at=rfc3339(now),
+        handlers=tuple(handlers),
+        circuits=tuple(circuits[name] for name in sorted(circuits)),
+        pressures=tuple(sorted(await store.traffic.pressures())),
+        backlog=await store.backlog(),
+    )

@@ -14,11 +14,13 @@ from datetime import datetime, timedelta
 from itertools import count
 
 from runner.engine import intake
+from runner.engine.breakers import Breakers
 from runner.engine.gatekeeper import Gatekeeper
 from runner.engine.intake import Coming
 from runner.engine.journal import BATCH, Batches, Journal
 from runner.engine.matching import patterns_of
 from runner.engine.outbox import Outbox
+from runner.engine.pressure import Pressure
 from runner.engine.projector import Projector
 from runner.engine.replies import reply_to
 from runner.engine.results import NotOurs
@@ -40,6 +42,7 @@ from runner.ports import (
     ScheduleStore,
     Store,
     StoreReader,
+    TrafficStore,
     Transport,
 )
 from runner.records import (
@@ -90,8 +93,17 @@ class _Lane:
     """Messages whose runs the store has: those of one commit are acknowledged together."""
     stop: Callable[[], Awaitable[None]] | None = None
     """Ends its consuming; None if it does not consume."""
+    prefetch: int = 0
+    """With which it consumes; 0 if it does not."""
+    is_full: bool = False
+    """More runs wait at its gate than may."""
     room: int = 0
     """So many runs may come to its gate before those that wait there are counted again."""
+
+    @property
+    def name(self) -> str:
+        """The handler's."""
+        return self.program.name
 
 
 @dataclass(slots=True)
@@ -126,6 +138,8 @@ class Worker:
         retention: Retention | None = None,
         gate: GateStore,
         limits: RateLimits,
+        breakers: Breakers,
+        traffic: TrafficStore,
         runs: Callable[[Callable[[], bool], Watch], Runs],
         environment: Environment,
         mask: Mask,
@@ -168,10 +182,20 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving_callers = False
         self._beginning: dict[str, _Beginning] = {}
+        self.pressure = Pressure(
+            plan=plan,
+            traffic=traffic,
+            gate=gate,
+            reader=reader,
+            transport=transport,
+            clock=clock,
+            poke=self._outbox.poke,
+        )
         self._cancels: list[Callable[[], Awaitable[None]]] = []
         self._due = asyncio.Event()
         self._gate = gate
         self._limits = limits
+        self.breakers = breakers
         self._gatekeeper = Gatekeeper(
             programs=programs,
             only_these=only_these,
@@ -190,8 +214,9 @@ class Worker:
             self._on_suspects()
         for lane in self._lanes.values():
             if lane.program.is_served:
-                await self._consume(lane)
+                await self._consume(lane, self._wanted_prefetch(lane))
         work = [self._outbox.run(), self._take_runs(), self._projector.run(), self._gatekeeper.run()]
+        work += [self.pressure.run()] if any(p.feedback is not None for p in self._plan.programs.values()) else []
         work += [self._scheduler.run()] if self._plan.schedules else []
         work += [self._retention.run()] if self._retention is not None else []
         return tuple(asyncio.create_task(each) for each in work)
@@ -237,7 +262,7 @@ class Worker:
         for cancel in self._cancels:
             await cancel()
         for lane in self._lanes.values():
-            await self._stop_consuming(lane)
+            await self._consume(lane, 0)
         try:
             async with asyncio.timeout(grace_s):
                 while self._tasks:
@@ -253,7 +278,14 @@ class Worker:
 
     # --- messages
 
-    async def _consume(self, lane: _Lane) -> None:
+    async def _consume(self, lane: _Lane, prefetch: int) -> None:
+        """Consume with so many messages in hand at most, from now on; with 0, not at all."""
+        stop, lane.stop, lane.prefetch = lane.stop, None, prefetch
+        if stop is not None:
+            await stop()
+        if prefetch == 0:
+            return
+
         def deliver(delivery: Delivery) -> None:
             self._spawn(self._serve(lane, delivery))
 
@@ -262,12 +294,30 @@ class Worker:
 
         if lane.program.gate is not None:
             deliver = Batches(come, self._spawn).deliver
-        lane.stop = await self._transport.consume(lane.program.queue, lane.program.concurrency, deliver)
+        lane.stop = await self._transport.consume(lane.program.queue, prefetch, deliver)
 
-    async def _stop_consuming(self, lane: _Lane) -> None:
-        stop, lane.stop = lane.stop, None
-        if stop is not None:
-            await stop()
+    async def _regulate(self) -> None:
+        """Consume as much as there is room for, and as circuits let through."""
+        if any(program.breaker is not None for program in self._plan.programs.values()):
+            await self.breakers.look()
+        for lane in self._lanes.values():
+            gate = lane.program.gate
+            if lane.is_full and gate is not None:
+                enough = gate.most - gate.most // 10
+                lane.is_full = await self._gate.waiting(lane.program.name, enough) >= enough
+            wanted = self._wanted_prefetch(lane)
+            if lane.program.is_served and lane.prefetch != wanted and not self._draining:
+                try:
+                    await self._consume(lane, wanted)
+                except TransportError as error:
+                    lane.prefetch = 0
+                    _log.warning("%s; trying again", error)
+
+    def _wanted_prefetch(self, lane: _Lane) -> int:
+        """What comes to a gate is accepted all the same while a circuit is open."""
+        if lane.program.gate is not None:
+            return 0 if lane.is_full else lane.program.concurrency
+        return {"closed": lane.program.concurrency, "half_open": 1, "open": 0}[self.breakers.state(lane.program)]
 
     async def _consume_one_by_one(
         self, queue: str, work: Callable[[Delivery], Coroutine[None, None, None]]
@@ -453,24 +503,19 @@ class Worker:
             for delivery in deliveries:
                 await self._refuse(lane.program, delivery, fault)
         elif deliveries:
-            await self._stop_consuming(lane)
+            lane.is_full = True
+            await self._consume(lane, 0)
             await self._settle(*deliveries, accept=False)
-
-    async def _consume_again(self) -> None:
-        """Handlers at whose gates there is room again."""
-        for lane in self._lanes.values():
-            gate = lane.program.gate
-            if lane.stop is None and gate is not None and lane.program.is_served and not self._draining:
-                enough = gate.most - gate.most // 10
-                if await self._gate.waiting(lane.program.name, enough) < enough:
-                    await self._consume(lane)
 
     def _room(self, handler: str) -> int:
         """How many runs of it may begin here."""
         lane = self._lanes.get(handler)
         if self._draining:
             return 0
-        return (TAKE if lane is None else lane.program.concurrency) - self._resuming[handler]
+        if lane is None:
+            return TAKE - self._resuming[handler]
+        most = {"closed": lane.program.concurrency, "half_open": 1, "open": 0}[self.breakers.state(lane.program)]
+        return most - self._resuming[handler]
 
     def _take_up(self, stored: StoredRun) -> None:
         self._resuming[stored.started.handler] += 1
@@ -644,8 +689,8 @@ class Worker:
         for number in count(1):
             try:
                 await self._runs.heed()
+                await self._regulate()
                 await self._take_some()
-                await self._consume_again()
                 if self._waiting_queues and number % FORGET_EVERY == 0:
                     await self._mailbox.forget_arrivals(self._clock.now() - timedelta(seconds=LONGEST_FIRST_STEP_S))
                 if self._serves_commands and not (self._serving_callers or self._draining):
@@ -673,11 +718,16 @@ class Worker:
                     continue
                 self._take_up(stored)
             if len(taken) < TAKE:
-                return
+                break
+        for lane in self._lanes.values():
+            if self.breakers.state(lane.program) == "half_open" and not (self._draining or self._resuming[lane.name]):
+                for stored in await self._store.take(self._clock.now(), 1, handlers=[lane.name]):
+                    self._take_up(stored)
 
     def _handlers_with_room(self) -> Collection[str] | None:
         """None is all, also those that the plan no longer has."""
         full = {name for name, number in self._resuming.items() if number >= TAKE}
+        full |= {name for name, lane in self._lanes.items() if self.breakers.state(lane.program) != "closed"}
         if not full:
             return self._handlers
         return [name for name in self._handlers or self._lanes if name not in full]

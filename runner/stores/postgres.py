@@ -46,6 +46,7 @@ from runner.sql import load_queries
 from runner.stores import rows
 from runner.stores.postgres_gate import PostgresGate
 from runner.stores.postgres_projections import PostgresProjections
+from runner.stores.postgres_traffic import PostgresTraffic
 from runner.stores.questions import Questions
 from runner.times import parse_time, rfc3339
 
@@ -86,6 +87,7 @@ class PostgresStore:
         self._lost_track = False
         """We may own runs that we know nothing of."""
         self.projections = PostgresProjections(self._with, schema=schema)
+        self.traffic = PostgresTraffic(self._with, self._publish, schema=schema)
         self.gate = PostgresGate(self._with, commit=self._apply, own=self._let_in, hold=self._hold, schema=schema)
         self._known = Questions(self._which_stand)
         self._waiting: list[_Waiting] = []
@@ -393,13 +395,16 @@ class PostgresStore:
             async with connection.transaction():
                 if await connection.fetchval(_SQL["take_slot"], name, rfc3339(slot)) is None:
                     return False
-                if outgoing is not None:
-                    await connection.execute(_SQL["add_outgoing"], *rows.columns([rows.outgoing_values(outgoing)]))
-                if event is not None:
-                    await self._log(connection, [event])
+                await self._publish(connection, event, outgoing)
             return True
 
         return await self._with(take)
+
+    async def _publish(self, connection: _Connection, event: EventRecord | None, outgoing: Outgoing | None) -> None:
+        if outgoing is not None:
+            await connection.execute(_SQL["add_outgoing"], *rows.columns([rows.outgoing_values(outgoing)]))
+        if event is not None:
+            await self._log(connection, [event])
 
     async def take_token(
         self, name: str, key: str, *, limit: int, period_s: float, burst: int, now: datetime

@@ -42,6 +42,7 @@ from runner.sqlite_file import SqliteFile
 from runner.stores import rows, sqlite_gate
 from runner.stores.sqlite_gate import SqliteGate
 from runner.stores.sqlite_projections import SqliteProjections
+from runner.stores.sqlite_traffic import SqliteTraffic
 from runner.times import parse_time, rfc3339
 
 SCRIPTS = ("sqlite_schema.sql", *(f"sqlite_schema_{number}.sql" for number in range(2, 7)))
@@ -60,6 +61,7 @@ class SqliteStore:
         self._file = file
         self._owner = ""
         self.projections = SqliteProjections(file)
+        self.traffic = SqliteTraffic(file, _publish)
         self.gate = SqliteGate(file, commit=lambda c, change: _apply(c, change, self._owner), own=self._let_in)
 
     async def __aenter__(self) -> SqliteStore:
@@ -258,10 +260,7 @@ class SqliteStore:
         def take(connection: sqlite3.Connection) -> bool:
             if connection.execute(_SQL["take_slot"], (name, rfc3339(slot))).rowcount == 0:
                 return False
-            if event is not None:
-                connection.execute(_SQL["add_event"], rows.event_values(event))
-            if outgoing is not None:
-                connection.execute(_SQL["add_outgoing"], rows.outgoing_values(outgoing))
+            _publish(connection, event, outgoing)
             return True
 
         return await self._file.write(take)
@@ -429,6 +428,13 @@ class SqliteStore:
         sqlite_gate.park_all(connection, self._owner)
         connection.execute(_SQL["put_down"], (self._owner,))
         connection.execute(_SQL["free_outbox"], (self._owner,))
+
+
+def _publish(connection: sqlite3.Connection, event: EventRecord | None, outgoing: Outgoing | None) -> None:
+    if event is not None:
+        connection.execute(_SQL["add_event"], rows.event_values(event))
+    if outgoing is not None:
+        connection.execute(_SQL["add_outgoing"], rows.outgoing_values(outgoing))
 
 
 def _events_query(wanted: EventFilter, *, newest: bool) -> tuple[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from runner.diagnostics import Diagnostic
 from runner.engine import intake
+from runner.engine.breakers import Breakers
 from runner.engine.control import Hand
 from runner.engine.executor import Executor
 from runner.engine.matching import patterns_of
@@ -155,6 +156,7 @@ class FlowKit:
             random=random,
             mask=Mask(self._secrets.values()),
             projections=self.read_models,
+            breakers=Breakers(self.store.traffic, self.clock, project="test"),
             draining=lambda: self.draining,
         )
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from runner.engine.status import look
 from runner.errors import StoreError, TransportError
 from runner.plan import Plan
-from runner.ports import Clock, StoreReader, Transport
+from runner.ports import Clock, StatusStore, StoreReader, Transport
 from runner.web.keys import is_from_here
 from runner.web.received import Network
 from runner.web.refusal import Refusal, json_response
@@ -49,7 +49,7 @@ class StatusPage:
     """Tells how the project fares, over all processes, to programs of this machine."""
 
     def __init__(
-        self, plan: Plan, store: StoreReader, transport: Transport, clock: Clock, trusted: Sequence[Network] = ()
+        self, plan: Plan, store: StatusStore, transport: Transport, clock: Clock, trusted: Sequence[Network] = ()
     ) -> None:
         self._plan = plan
         self._store = store

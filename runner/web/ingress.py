@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,7 @@ from runner.errors import ExpressionError, StoreError
 from runner.expressions import Evaluate
 from runner.masking import Mask
 from runner.message import new_id
-from runner.plan import Check, Endpoint, Event, Plan, RateLimit
+from runner.plan import Check, Endpoint, Event, Plan, Program, RateLimit
 from runner.ports import Clock, RateLimits
 from runner.steps import command as commands
 from runner.steps.emit import Emitter, PayloadError, build
@@ -31,6 +32,15 @@ from runner.web.sending import Sender
 from runner.web.signatures import is_signed
 
 _log = logging.getLogger("flowrun.http")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How handlers fare, as far as this process knows: for how many seconds who sends to one should wait, because it is
+    behind (`pressure`), or because a circuit of it is open (`circuit`); None if nobody need."""
+
+    pressure: Callable[[str], float | None]
+    circuit: Callable[[Program], float | None]
 
 
 class Ingress:
@@ -48,6 +58,7 @@ class Ingress:
         env: Read,
         keys: Keys,
         mask: Mask,
+        load: Load,
         trusted: Sequence[Network] = (),
     ) -> None:
         self._plan = plan
@@ -58,6 +69,7 @@ class Ingress:
         self._env = env
         self._keys = keys
         self._mask = mask
+        self._load = load
         self._trusted = trusted
 
     async def serve(self, endpoint: Endpoint, request: Request) -> Response:
@@ -88,6 +100,7 @@ class Ingress:
         }
         if endpoint.rate_limit is not None:
             await self._mind_the_limit(endpoint.name, endpoint.rate_limit, scope)
+        self._mind_the_load(endpoint)
         data = envelope.body if endpoint.data is None else _evaluated("with", endpoint.data, scope)
         if endpoint.event is not None:
             return await self._publish(self._plan.events[endpoint.event], data, envelope, received)
@@ -113,8 +126,16 @@ class Ingress:
         )
         if wait_s is not None:
             message = f"no more than {limit.limit} requests in {limit.period_s:g} s"
-            after = {"Retry-After": str(max(1, math.ceil(wait_s)))}
-            raise Refusal(429, "rate_limited", message, retryable=True, headers=after)
+            raise _busy(429, "rate_limited", message, wait_s)
+
+    def _mind_the_load(self, endpoint: Endpoint) -> None:
+        """Turn it away while a handler that it leads to is behind; a command also while its circuit is open, because
+        somebody waits for the answer."""
+        for program in _led_to(self._plan, endpoint):
+            if (wait_s := self._load.pressure(program.name)) is not None:
+                raise _busy(429, "rate_limited", f"{program.name} is behind", wait_s)
+            if endpoint.command is not None and (wait_s := self._load.circuit(program)) is not None:
+                raise _busy(503, "unavailable", f"what {program.name} needs does not answer", wait_s)
 
     # --- what is done
 
@@ -155,6 +176,17 @@ class Ingress:
     def _emitter(self, source: str | None, received: Received) -> Emitter:
         project = self._plan.project
         return Emitter(project=project, source=source or f"/flowrun/{project}/http", trace=trace_of(received.headers))
+
+
+def _led_to(plan: Plan, endpoint: Endpoint) -> list[Program]:
+    if endpoint.command is not None:
+        handler = plan.commands[endpoint.command].handler
+        return [] if handler is None else [plan.programs[handler]]
+    return [p for p in plan.programs.values() if any(endpoint.event in route.events for route in p.routes)]
+
+
+def _busy(status: int, kind: str, message: str, wait_s: float) -> Refusal:
+    return Refusal(status, kind, message, retryable=True, headers={"Retry-After": str(max(1, math.ceil(wait_s)))})
 
 
 def _evaluated(what: str, evaluate: Evaluate, scope: Mapping[str, Any]) -> Any:

@@ -34,6 +34,7 @@ from runner.testing.store_contract import (
     step,
     tokens,
 )
+from runner.testing.traffic_contract import TrafficContract
 
 
 class Bell:
@@ -57,7 +58,7 @@ store = PostgresStore({url!r}, "shop-1", lease_s=1.0)
 
 
 @pytest.mark.postgres
-class TestPostgresStore(GateContract, ProjectionContract, StoreContract):
+class TestPostgresStore(GateContract, TrafficContract, ProjectionContract, StoreContract):
     """A pool for each store, as two processes have them. A dead runner's lease runs out after a second."""
 
     @pytest.fixture(autouse=True)

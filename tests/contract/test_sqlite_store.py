@@ -35,6 +35,7 @@ from runner.testing.store_contract import (
     started,
     tokens,
 )
+from runner.testing.traffic_contract import TrafficContract
 
 EVENTS = "SELECT position, subject, version FROM events ORDER BY position"
 IN_ANOTHER_PROCESS = """
@@ -62,7 +63,7 @@ asyncio.run(main())
 """
 
 
-class TestSqliteStore(GateContract, ProjectionContract, StoreContract):
+class TestSqliteStore(GateContract, TrafficContract, ProjectionContract, StoreContract):
     """A `SqliteFile` for each store, as two processes have them."""
 
     @pytest.fixture(autouse=True)

@@ -25,10 +25,14 @@ events:
       properties: {key: {type: string}, n: {type: integer}, slow: {type: boolean}}
       required: [key, n]
       additionalProperties: false
+  # more events
 commands:
   count: {schema: {type: object, required: [n]}, reply: {type: object}, handler: count}
-routes: [{on: asked, to: work}]
+routes:
+  - {on: asked, to: work}
+  # more routes
 handlers:
+  # more handlers
   work:
     CONTROLS
     retry: {delay: 20ms, max_delay: 50ms, max_attempts: unlimited}
@@ -70,6 +74,15 @@ def shop(place: tuple[str, str | None], tmp_path: Path) -> Iterator[Callable[[st
             return shop
 
         yield with_controls
+
+
+def also(shop: Shop, *, events: str, routes: str, handlers: str) -> None:
+    """Add to its flow."""
+    file = shop.root / "flows/f.yaml"
+    text = file.read_text()
+    for kind, more in (("events", events), ("routes", routes), ("handlers", handlers)):
+        text = text.replace(f"# more {kind}", more)
+    file.write_text(text)
 
 
 def emit(shop: Shop, *payloads: dict[str, object]) -> list[str]:
@@ -207,3 +220,95 @@ def test_a_run_times_out_by_when_it_was_let_in(shop: Callable[[str], Shop]) -> N
     here.run("start", "--until-idle", "--quiet")
     assert time.monotonic() - began > 1.4
     assert {run["state"] for run in here.json("runs", "list")} == {"completed"}
+
+
+BREAKING = """
+import os, pathlib, time
+from runner import Context, RetryableError, handler
+
+@handler("partner.call", effect=False)
+async def call(ctx: Context, *, n: int) -> None:
+    fd = os.open("calls.txt", os.O_APPEND | os.O_CREAT | os.O_WRONLY)
+    os.write(fd, f"{time.time():.3f} {n}\\n".encode())
+    os.close(fd)
+    if not pathlib.Path("up").exists():
+        raise RetryableError("partner.down", "no answer")
+"""
+
+
+@pytest.mark.parametrize("controls", ["", "priority: 1"], ids=["at once", "by a gate"])
+@pytest.mark.parametrize("per", ["handler", "plugin"])
+def test_a_partner_that_is_down_costs_some_failures_and_probes_and_all_is_done_afterwards(
+    shop: Callable[[str], Shop], controls: str, per: str
+) -> None:
+    here = shop("")
+    (here.root / "plugins/partner.py").write_text(BREAKING)
+    (here.root / "flows/f.yaml").write_text(f"""
+flow: f
+events: {{asked: {{external: true, schema: {{required: [n], properties: {{n: {{type: integer}}}}}}}}}}
+routes: [{{on: asked, to: work}}]
+handlers:
+  work:
+    {controls}
+    concurrency: 1
+    circuit_breaker: {{failures: 3, period: 1m, pause: 1s, per: {per}}}
+    retry: {{max_attempts: 3, delay: 10ms, max_delay: 20ms}}
+    steps: [{{use: partner.call, with: {{n: "{{{{ event.n }}}}"}}}}]
+""")
+    emit(here, *({"n": n} for n in range(40)))
+
+    def calls() -> list[str]:
+        file = here.root / "calls.txt"
+        return file.read_text().splitlines() if file.exists() else []
+
+    running = here.start("--quiet", "--workers", "2")
+    wait_until(lambda: len(calls()) >= 6, alive=running)
+    seen = calls()
+    probes = 1 + (float(seen[-1].split()[0]) - float(seen[0].split()[0])) / 1.0
+    assert len(seen) <= 3 + 1 + probes  # one more was under way in the other process
+    (circuit,) = here.json("status")["circuits"]
+    assert circuit["state"] in ("open", "half_open")
+    (here.root / "up").touch()
+    wait_until(lambda: len(here.json("runs", "list", "--state", "completed")) >= 37, alive=running)
+    wait_until(lambda: not here.json("status")["circuits"], alive=running)
+    assert stop(running)[0] == 0
+    kinds = [event["type"] for event in here.json("events", "list", "--type", "flowrun.circuit.#")]
+    assert sorted(kinds) == ["flowrun.circuit.closed", "flowrun.circuit.opened"]
+
+
+def test_producers_are_told_once_that_a_handler_is_behind_and_once_that_it_has_caught_up(
+    shop: Callable[[str], Shop],
+) -> None:
+    feedback = "feedback: {event: pressure, above: {lag: 20}, below: {lag: 5}}"
+    here = shop(f"throttle: {{limit: 20, period: 1s, burst: 1}}\n    {feedback}")
+    also(
+        here,
+        events="pressure: {schema: {required: [handler, state, lag, rate]}, subject: '{{ event.handler }}'}",
+        routes="- {on: pressure, to: slow_down}",
+        handlers="slow_down: {steps: [{use: note, with: {key: '{{ event.state }}', n: '{{ event.lag }}'}}]}",
+    )
+    emit(here, *({"key": "a", "n": n} for n in range(80)))
+    running = here.start("--workers", "2", "--quiet")
+    wait_until(lambda: [key for _, _, key, *_ in notes(here) if key in ("high", "normal")] == ["high", "normal"])
+    assert stop(running)[0] == 0
+    (high, normal) = [(key, n) for _, _, key, n, _ in notes(here) if key != "a"]
+    assert high[1] > 20
+    assert normal[1] < 5
+    assert len(here.json("events", "list", "--type", "pressure")) == 2
+
+
+def test_a_flood_for_one_handler_does_not_starve_another(shop: Callable[[str], Shop]) -> None:
+    here = shop("concurrency: 10")
+    also(
+        here,
+        events="rare: {external: true, schema: {required: [n], properties: {n: {type: integer}}}}",
+        routes="- {on: rare, to: serve}",
+        handlers="serve: {steps: [{use: note, with: {key: rare, n: '{{ event.n }}'}}]}",
+    )
+    emit(here, *({"key": "flood", "n": n} for n in range(1500)))
+    here.run("emit", "rare", "--file", "-", input="".join(f'{{"n": {n}}}\n' for n in range(10)))
+    here.run("start", "--until-idle", "--quiet")
+    order = [key for _, _, key, _, what in notes(here) if what == "begin"]
+    last_rare = len(order) - 1 - order[::-1].index("rare")
+    assert len(order) == 1510
+    assert last_rare < 750, "the rare ones waited for half of the flood"

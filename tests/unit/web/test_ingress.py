@@ -412,6 +412,26 @@ async def test_who_sends_too_much_is_told_when_to_come_again_and_others_are_serv
     assert [(await web.post("/few", {}, headers=a)).status_code for _ in range(2)] == [202, 429]
 
 
+async def test_while_a_handler_is_behind_its_producers_are_told_when_to_come_again() -> None:
+    behind = {"flow.take": 17.2}
+    async with served(FLOW, secrets=SECRETS, env={"REGION": "eu"}, behind=behind) as web:
+        response = await web.post("/orders", {"id": "1"})
+        error = fault(response, 429)
+        assert (error["type"], error["retryable"], response.headers["retry-after"]) == ("rate_limited", True, "18")
+        assert "flow.take is behind" in error["message"]
+        assert (await web.post("/unheard", {})).status_code == 202
+        behind.clear()
+        assert (await web.post("/orders", {"id": "1"})).status_code == 202
+
+
+async def test_while_a_circuit_is_open_commands_are_turned_away_and_events_wait() -> None:
+    opened = {"flow.review": 30.0, "flow.take": 30.0}
+    async with served(FLOW, secrets=SECRETS, env={"REGION": "eu"}, open_circuits=opened) as web:
+        response = await web.post("/review", {})
+        assert (fault(response, 503)["type"], response.headers["retry-after"]) == ("unavailable", "30")
+        assert (await web.post("/orders", {"id": "1"})).status_code == 202
+
+
 # --- commands
 
 
