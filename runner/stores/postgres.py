@@ -1,7 +1,7 @@
 """The PostgreSQL store: many runners, on many machines, on one database.
 
 One writer task a process commits whatever is queued as one transaction, with one `unnest` statement a table.
-Runners own their runs by a lease: one heartbeat a process, not a run. A runner whose lease has run out writes
+Runners own their runs by a lease and a lock: one heartbeat a process, not a run. A runner that was thought dead writes
 nothing more under its old name, because every update asks whether the run is still its own.
 """
 
@@ -21,7 +21,7 @@ import asyncpg
 import msgspec
 
 from runner.errors import NotFoundError, OwnershipError, StoreError, VersionConflictError
-from runner.message import Meta, Outgoing, new_id
+from runner.message import Meta, Outgoing
 from runner.plan import Topology
 from runner.records import (
     SUSPECT_CRASHES,
@@ -44,13 +44,12 @@ from runner.records import (
 )
 from runner.sql import load_queries
 from runner.stores import rows
+from runner.stores.postgres_presence import COME_BACK_S, CONNECT_TIMEOUT_S, FAULTS, Presence
 from runner.stores.postgres_projections import PostgresProjections
 from runner.stores.questions import Questions
 from runner.times import parse_time, rfc3339
 
 LEASE_S = 15.0
-HEARTBEAT_S = 5.0
-CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 60.0
 """A connection into the void must not hold the writer: its answer is unknown then, and asked for."""
 MAX_GROUP = 500
@@ -61,13 +60,6 @@ _log = logging.getLogger("flowrun.postgres")
 T = TypeVar("T")
 _Waiting = tuple[Change, "asyncio.Future[bool]"]
 _OF_ONE_CHANGE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
-_FAULTS = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # what a connection says that was lost under a query
-    OSError,
-    asyncio.TimeoutError,
-)
 
 
 class PostgresStore:
@@ -77,8 +69,9 @@ class PostgresStore:
         self._url = url
         self._schema = schema
         self._lease_s = lease_s
-        self._owner = new_id()
+        self._owner = ""
         self._session = {"search_path": f'"{schema}"', "application_name": "flowrun"}
+        self._presence = Presence(url, self._session, bell=f"flowrun {schema}", lease_s=lease_s)
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._held: set[str] = set()
         """The runs in our hands."""
@@ -101,15 +94,16 @@ class PostgresStore:
                     reset=_leave_as_it_is,
                     command_timeout=COMMAND_TIMEOUT_S,
                 )
-        except (*_FAULTS, ValueError) as error:
+        except (*FAULTS, ValueError) as error:
             raise _connect_fault(self._url, error) from error
         try:
             await self._with(self._migrate)
-            await self._beat()
+            await self._appear()
         except BaseException:
+            await self._presence.end()
             await self._pool.close()
             raise
-        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._heartbeat())]
+        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._presence.keep())]
         return self
 
     async def __aexit__(
@@ -123,6 +117,7 @@ class PostgresStore:
             await self._with(self._leave)
         except StoreError as fault:  # what is not put down now is, once the lease has run out
             _log.warning("%s", fault)
+        await self._presence.end()
         await self._pool.close()
 
     # --- Store
@@ -157,7 +152,7 @@ class PostgresStore:
             async with connection.transaction():
                 # Ours first: after an outage longer than the lease, what we run would look like a dead runner's to us.
                 await connection.execute(_SQL["take_lease"], self._owner, self._lease_s)
-                await connection.execute(_SQL["forget_dead_runners"])
+                await connection.execute(_SQL["forget_dead_runners"], self._presence.silent_by, COME_BACK_S)
                 if self._lost_track:
                     await connection.execute(_SQL["put_back"], self._owner, rfc3339(now), list(self._held))
                 which = (wanted, SUSPECT_CRASHES, suspects)
@@ -406,29 +401,7 @@ class PostgresStore:
 
     def on_ring(self, wake: Callable[[], None]) -> None:
         """See `Doorbell.on_ring`: by LISTEN and NOTIFY."""
-        self._tasks.append(asyncio.create_task(self._listen(wake)))
-
-    async def _listen(self, wake: Callable[[], None]) -> None:
-        """Hold a connection that hears the bell; one that breaks is made anew, and polling goes on meanwhile."""
-        while True:
-            try:
-                await self._listen_until_gone(wake)
-            except _FAULTS as error:
-                _log.debug("cannot listen: %s", error)
-            await asyncio.sleep(HEARTBEAT_S)
-
-    async def _listen_until_gone(self, wake: Callable[[], None]) -> None:
-        gone = asyncio.Event()
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            # Not one of the pool's: those forget their listeners when they are given back.
-            connection = await asyncpg.connect(self._url, server_settings=self._session)
-        try:
-            connection.add_termination_listener(lambda _: gone.set())
-            await connection.add_listener(f"flowrun {self._schema}", lambda *_: wake())
-            wake()  # what was rung for before we listened
-            await gone.wait()
-        finally:
-            connection.terminate()
+        self._presence.on_ring(wake)
 
     async def _ring(self, connection: _Connection) -> None:
         """For what a person asked for; not for every commit, because NOTIFY makes commits wait for each other."""
@@ -683,16 +656,12 @@ class PostgresStore:
 
     # --- leases and migrations
 
-    async def _heartbeat(self) -> None:
-        while True:
-            await asyncio.sleep(min(HEARTBEAT_S, self._lease_s / 3))
-            try:
-                await self._beat()
-            except Exception as error:  # whatever it is, the lease must be renewed next time
-                _log.warning("the lease could not be renewed: %s", error)
-
-    async def _beat(self) -> None:
-        await self._with(lambda c: c.execute(_SQL["take_lease"], self._owner, self._lease_s))
+    async def _appear(self) -> None:
+        try:
+            await self._presence.begin()
+        except FAULTS as error:
+            raise _connect_fault(self._url, error) from error
+        self._owner = self._presence.owner
 
     async def _leave(self, connection: _Connection) -> None:
         async with connection.transaction():
@@ -731,7 +700,7 @@ class PostgresStore:
         try:
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 return await work(connection)
-        except _FAULTS as error:
+        except FAULTS as error:
             raise StoreError(f"the store said: {error or type(error).__name__}") from error
 
 
