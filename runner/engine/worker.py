@@ -146,6 +146,7 @@ class Worker:
         self._cancels.append(await self._consume_one_by_one(self._plan.net, self._move))
         await self._consume_replies_and_journal()
         self._doorbell.on_ring(self._ring)
+        self._doorbell.on_outgoing(self._outbox.add)
         if (await self._reader.backlog(handlers=self._handlers)).suspects:
             self._on_suspects()
         for lane in self._lanes.values():
@@ -464,8 +465,6 @@ class Worker:
             self._lanes[run.program.name].begun.deliver(beginning.delivery)
         if change.finished_at is not None:
             self.counts.finished += 1
-        if change.outgoing:
-            self._outbox.poke()
         if change.events:
             self._projector.poke()
         if change.due_at is not None and not self._draining:
@@ -503,6 +502,8 @@ class Worker:
         has enough to do keeps no other from getting its own."""
         while not self._draining:
             taken = await self._store.take(self._clock.now(), TAKE, handlers=self._handlers_with_room())
+            if any(stored.crashes for stored in taken):
+                self._outbox.poke()  # a process has died, and may have left messages, too
             for stored in taken:
                 if stored.crashes >= SUSPECT_CRASHES:
                     self._spawn(self._hand_over(stored))

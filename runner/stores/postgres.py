@@ -79,6 +79,7 @@ class PostgresStore:
         """We may own runs that we know nothing of."""
         self.projections = PostgresProjections(self._with, schema=schema)
         self._known = Questions(self._which_stand)
+        self._hand_over: Callable[[Sequence[OutboxRow]], None] | None = None
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -372,7 +373,8 @@ class PostgresStore:
                 if await connection.fetchval(_SQL["take_slot"], name, rfc3339(slot)) is None:
                     return False
                 if outgoing is not None:
-                    await connection.execute(_SQL["add_outgoing"], *rows.columns([rows.outgoing_values(outgoing)]))
+                    values = rows.columns([rows.outgoing_values(outgoing)])
+                    await connection.execute(_SQL["add_outgoing"], *values, None)
                 if event is not None:
                     await self._log(connection, [event])
             return True
@@ -402,6 +404,10 @@ class PostgresStore:
     def on_ring(self, wake: Callable[[], None]) -> None:
         """See `Doorbell.on_ring`: by LISTEN and NOTIFY."""
         self._presence.on_ring(wake)
+
+    def on_outgoing(self, hand_over: Callable[[Sequence[OutboxRow]], None]) -> None:
+        """See `Doorbell.on_outgoing`."""
+        self._hand_over = hand_over
 
     async def _ring(self, connection: _Connection) -> None:
         """For what a person asked for; not for every commit, because NOTIFY makes commits wait for each other."""
@@ -549,14 +555,18 @@ class PostgresStore:
         if not group:
             return
         try:
-            outcomes = await self._with(lambda c: self._apply(c, [change for change, _ in group]))
+            outcomes, outgoing = await self._with(lambda c: self._apply(c, [change for change, _ in group]))
         except StoreError as error:
             if len(group) > 1 and isinstance(error.__cause__, _OF_ONE_CHANGE):
                 for waiting in group:
                     await self._commit_group([waiting])
                 return
             _fail(group, error)
+            if not isinstance(error, VersionConflictError):
+                self._presence.ring()  # it may have been done, and what it sends be ours unknown to us
             return
+        if self._hand_over is not None and outgoing:
+            self._hand_over(outgoing)
         for (_, future), outcome in zip(group, outcomes, strict=True):
             if future.done():
                 continue
@@ -565,14 +575,17 @@ class PostgresStore:
             else:
                 future.set_result(outcome)
 
-    async def _apply(self, connection: _Connection, changes: Sequence[Change]) -> list[bool | StoreError]:
+    async def _apply(
+        self, connection: _Connection, changes: Sequence[Change]
+    ) -> tuple[list[bool | StoreError], list[OutboxRow]]:
+        """What became of each change, and what they send."""
         async with connection.transaction():
             begun = await self._begin(connection, changes)
             standing = [c for c in changes if c.started is None or id(c) in begun]
             owned = await self._set_states(connection, [c for c in standing if _changes_state(c)])
             valid = [c for c in standing if not _changes_state(c) or c.run_id in owned]
-            await self._append(connection, valid)
-        return [_outcome(change, begun, owned) for change in changes]
+            outgoing = await self._append(connection, valid)
+        return [_outcome(change, begun, owned) for change in changes], outgoing
 
     async def _begin(self, connection: _Connection, changes: Sequence[Change]) -> set[int]:
         """Which changes (by `id`) began their run; of two that begin the same one, the first."""
@@ -612,24 +625,36 @@ class PostgresStore:
             await self._ring(connection)
         return {row["id"] for row in found}
 
-    async def _append(self, connection: _Connection, changes: list[Change]) -> None:
+    async def _append(self, connection: _Connection, changes: list[Change]) -> list[OutboxRow]:
         records = [values for c in changes for values in rows.record_values(c)]
-        outgoing = [rows.outgoing_values(message) for c in changes for message in c.outgoing]
         commands = [(command, c.run_id) for c in changes for command in c.commands]
         for name, values in (
             ("add_records", records),
             ("add_commands", commands),
             ("add_waits", [values for c in changes for values in rows.wait_values(c)]),
-            ("add_outgoing", outgoing),
         ):
             if values:
                 await connection.execute(_SQL[name], *rows.columns(values))
+        outgoing = await self._send(connection, [message for c in changes for message in c.outgoing])
         if over := [c.run_id for c in changes if c.finished_at is not None]:
             await connection.execute(_SQL["forget_waits"], over)
         if cancelling := {c.run_id for c in changes if c.cancel_tokens and c.finished_at is None}:
             await self._cancel_if_it_came(connection, list(cancelling))
         if events := [event for c in changes for event in c.events]:
             await self._log(connection, events)
+        return outgoing
+
+    async def _send(self, connection: _Connection, messages: Sequence[Outgoing]) -> list[OutboxRow]:
+        """Put messages into the outbox; ours to publish, if somebody here takes them over."""
+        if not messages:
+            return []
+        owner = None if self._hand_over is None else self._owner
+        columns = rows.columns([rows.outgoing_values(message) for message in messages])
+        positions = sorted(row["position"] for row in await connection.fetch(_SQL["add_outgoing"], *columns, owner))
+        return [
+            OutboxRow(position=position, outgoing=message)
+            for position, message in zip(positions, messages, strict=True)
+        ]
 
     async def _log(self, connection: _Connection, events: Sequence[EventRecord]) -> int:
         """Add to the event log what it has not, as the last thing of a transaction: until its end no other adds.

@@ -86,6 +86,11 @@ class Presence:
         self._stir.set()
         asyncio.get_running_loop().call_later(SILENT_S, wake)  # who died just before we came is known to be dead then
 
+    def ring(self) -> None:
+        """As if the bell had rung."""
+        if self._wake is not None:
+            self._wake()
+
     @property
     def silent_by(self) -> float | None:
         """How long the lease of a runner lasts yet that has not beaten for long enough to be dead if its lock is free;

@@ -238,11 +238,12 @@ WHERE runs.finished_at IS NOT NULL LIMIT $1
 DELETE FROM callers WHERE run_id = $1 AND correlation_id = $2 AND reply_to = $3
 
 -- name: add_outgoing
-INSERT INTO outbox (exchange, routing_key, properties, body, mandatory)
-SELECT u.exchange, u.routing_key, u.properties, u.body, u.mandatory
+INSERT INTO outbox (exchange, routing_key, properties, body, mandatory, owner)
+SELECT u.exchange, u.routing_key, u.properties, u.body, u.mandatory, $6
 FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::boolean[])
     WITH ORDINALITY AS u (exchange, routing_key, properties, body, mandatory, place)
 ORDER BY u.place
+RETURNING position
 
 -- name: bury  one that came again stands as it came last
 INSERT INTO dead_letters (id, reason, handler, received_at, letter, body) VALUES ($1, $2, $3, $4, $5, $6)

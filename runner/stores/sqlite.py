@@ -58,6 +58,7 @@ class SqliteStore:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
         self._owner = ""
+        self._hand_over: Callable[[Sequence[OutboxRow]], None] | None = None
         self.projections = SqliteProjections(file)
 
     async def __aenter__(self) -> SqliteStore:
@@ -82,8 +83,12 @@ class SqliteStore:
 
     async def commit(self, change: Change) -> bool:
         """See `Store.commit`."""
-        owner = self._owner
-        return await self._file.write(lambda connection: _apply(connection, change, owner))
+        owner, hand_over = self._owner, self._hand_over
+        sender = None if hand_over is None else owner
+        outgoing = await self._file.write(lambda connection: _apply(connection, change, owner, sender))
+        if hand_over is not None and outgoing:
+            hand_over(outgoing)
+        return outgoing is not None
 
     async def bury(self, letter: DeadLetter) -> None:
         """See `Store.bury`."""
@@ -259,7 +264,7 @@ class SqliteStore:
             if event is not None:
                 connection.execute(_SQL["add_event"], rows.event_values(event))
             if outgoing is not None:
-                connection.execute(_SQL["add_outgoing"], rows.outgoing_values(outgoing))
+                connection.execute(_SQL["add_outgoing"], (*rows.outgoing_values(outgoing), None))
             return True
 
         return await self._file.write(take)
@@ -283,6 +288,10 @@ class SqliteStore:
 
     def on_ring(self, wake: Callable[[], None]) -> None:
         """See `Doorbell.on_ring`: a file rings for nobody."""
+
+    def on_outgoing(self, hand_over: Callable[[Sequence[OutboxRow]], None]) -> None:
+        """See `Doorbell.on_outgoing`."""
+        self._hand_over = hand_over
 
     # --- DeadLetterStore
 
@@ -438,11 +447,14 @@ def _events_query(wanted: EventFilter, *, newest: bool) -> tuple[str, dict[str, 
     return f"{_SQL['events']}\nAND events.position IN ({some})\n{order}", {**given, **named}
 
 
-def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
+def _apply(
+    connection: sqlite3.Connection, change: Change, owner: str, sender: str | None
+) -> Sequence[OutboxRow] | None:
+    """What it sends, for `sender` to publish; None if its run stands already, or its key is held."""
     started = change.started
     parked = change.due_at is not None or change.finished_at is not None
     if started is not None and not _begin(connection, change, started, owner):
-        return False
+        return None
     if started is None or parked:
         values = {
             "state": str(change.state),
@@ -473,8 +485,13 @@ def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
         connection.execute(_SQL["forget_waits"], (change.run_id,))
     elif change.cancel_tokens:
         _cancel_if_it_came(connection, change.run_id)
-    connection.executemany(_SQL["add_outgoing"], [rows.outgoing_values(message) for message in change.outgoing])
-    return True
+    return [_send(connection, message, sender) for message in change.outgoing]
+
+
+def _send(connection: sqlite3.Connection, message: Outgoing, sender: str | None) -> OutboxRow:
+    position = connection.execute(_SQL["add_outgoing"], (*rows.outgoing_values(message), sender)).lastrowid
+    assert position is not None
+    return OutboxRow(position=position, outgoing=message)
 
 
 def _begin(connection: sqlite3.Connection, change: Change, started: RunStarted, owner: str) -> bool:
