@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from itertools import count
 
 from runner.engine import intake
-from runner.engine.journal import BATCH, Batches, Journal
+from runner.engine.journal import BATCH, Batches, Journal, Logged
 from runner.engine.matching import patterns_of
 from runner.engine.outbox import Outbox
 from runner.engine.projector import Projector
@@ -130,6 +130,7 @@ class Worker:
         self._serves_commands = any(program.command is not None for program in programs)
         self._handlers = [program.name for program in programs] if only_these else None
         self._for_the_log: Batches | None = None
+        self._logged = Logged()
         self._nameless: set[str] = set()
         self._lanes = {
             p.name: _Lane(p, asyncio.Semaphore(p.concurrency), Batches(lambda each: self._settle(*each), self._spawn))
@@ -229,6 +230,7 @@ class Worker:
     async def _consume_journal(self, plans: Sequence[Plan]) -> Callable[[], Awaitable[None]]:
         programs = self._plan.programs.values()
         journal = Journal(
+            logged=self._logged,
             log=self._event_log,
             mailbox=self._mailbox,
             clock=self._clock,
@@ -466,6 +468,7 @@ class Worker:
         if change.finished_at is not None:
             self.counts.finished += 1
         if change.events:
+            self._logged.add(change.events)
             self._projector.poke()
         if change.due_at is not None and not self._draining:
             self._wake_at(parse_time(change.due_at))
