@@ -424,7 +424,9 @@ class Worker:
             await self._mailbox.drop_caller(run_id, caller)
 
     def _mind_the_id(self, program: Program, delivery: Delivery) -> None:
-        if program.name not in self._nameless and identity(delivery)[0] is None:
+        if delivery.properties.message_id or program.name in self._nameless:
+            return
+        if identity(delivery)[0] is None:
             self._nameless.add(program.name)
             _log.warning(
                 "%s gets messages without an id: such a one may run twice after a crash; let producers set message_id",
