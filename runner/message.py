@@ -293,10 +293,13 @@ def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
         for prefix in _PREFIXES:
             if key.startswith(prefix):
                 found[key[len(prefix) :].lower()] = _header(value)
+                break
     return found
 
 
 def _header(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, datetime):
         return rfc3339(value if value.tzinfo else value.replace(tzinfo=UTC))
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

@@ -352,6 +352,11 @@ class Doorbell(Protocol):
         """Call `wake` when another process may have left something to do; some stores never do."""
         ...
 
+    def on_outgoing(self, hand_over: Callable[[Sequence[OutboxRow]], None]) -> None:
+        """From now on, hand over what commits send, in their order, once it is durable: it is this store's own to
+        publish. `Store.outbox` gives it as well, until `sent` has noted it."""
+        ...
+
 
 class DeadLetterStore(Protocol):
     """The messages that went nowhere: those that could not begin a run, those that the broker would not take."""

@@ -11,8 +11,10 @@ from runner.errors import EnvelopeError
 from runner.message import Delivery, identity
 from runner.plan import Event
 from runner.ports import Clock, EventLog, Mailbox
+from runner.records import EventRecord
 
 BATCH = 500
+MOST_LOGGED = 10_000
 
 _log = logging.getLogger("flowrun.journal")
 
@@ -46,6 +48,28 @@ class Batches:
             self._is_working = False
 
 
+class Logged:
+    """The events that this process has put into the log with its runs, until the journal brings them back."""
+
+    def __init__(self) -> None:
+        self._events: dict[tuple[str | None, str], None] = {}
+
+    def add(self, events: Sequence[EventRecord]) -> None:
+        """They are in the log. Of very many the first are forgotten: the journal brought them to another process."""
+        for event in events:
+            self._events[event.meta.id, event.meta.source] = None
+        while len(self._events) > MOST_LOGGED:
+            del self._events[next(iter(self._events))]
+
+    def takes(self, delivery: Delivery) -> bool:
+        """Whether it is one of them; it is not expected again."""
+        known = identity(delivery)
+        if known not in self._events:
+            return False
+        del self._events[known]
+        return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Journal:
     """Puts events into the log, each once, and before those who wait for them.
@@ -53,6 +77,7 @@ class Journal:
     `events` are those of all plans that runs are under way by; `handled` those that some handler's queue gets as well.
     """
 
+    logged: Logged
     log: EventLog
     mailbox: Mailbox
     clock: Clock
@@ -68,6 +93,8 @@ class Journal:
         patterns = await self.mailbox.patterns()
         records, arrivals, dead = [], [], {}
         for delivery in batch:
+            if self._is_done(delivery, patterns):
+                continue
             try:
                 record, came = intake.read_event(self.events, patterns, delivery, now)
             except EnvelopeError as fault:
@@ -86,6 +113,13 @@ class Journal:
         if arrivals:
             await self.mailbox.arrive(arrivals)
         return bool(arrivals), dead
+
+    def _is_done(self, delivery: Delivery, awaited: Collection[str]) -> bool:
+        """Whether it is in the log, and nobody waits for such an event."""
+        if not self.logged.takes(delivery):
+            return False
+        event = intake.known_event(self.events, delivery)
+        return event is None or event.name not in awaited
 
     def _is_lost_with(self, delivery: Delivery, awaited: Collection[str]) -> bool:
         """Whether somebody waits for such an event, and no handler's queue has it, and would bury it."""

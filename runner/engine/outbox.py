@@ -1,5 +1,6 @@
 """Publishes what runs have committed, until the broker has confirmed it.
 
+What this process commits the store hands over; it is asked only for what others left behind, or what was lost sight of.
 A crash between publishing and marking sends again under the same id. What the broker would not take stays,
 with its reason, and is tried again now and then.
 """
@@ -19,6 +20,8 @@ from runner.records import Answer, Error, OutboxRow
 
 BATCH = 500
 BATCH_BYTES = 4 * 1024 * 1024
+MOST_IN_HAND, MOST_BYTES_IN_HAND = 5_000, 16 * 1024 * 1024
+"""While the broker is away: what comes then stays in the store until it is asked for."""
 RETRY_REFUSED_S = 5.0
 PAUSE_S = 1.0
 
@@ -27,19 +30,38 @@ _log = logging.getLogger("flowrun.outbox")
 
 
 class Outbox:
-    """The one task of a process that publishes. `poke` it after a commit."""
+    """The one task of a process that publishes. The store's commits `add` to it; `poke` it for what others commit."""
 
     def __init__(self, store: Store, transport: Transport) -> None:
         self._store = store
         self._transport = transport
-        self._poked = asyncio.Event()
-        self._poked.set()
+        self._stirred = asyncio.Event()
+        self._stirred.set()
+        self._must_ask = True
+        self._in_hand: list[OutboxRow] = []
+        self._bytes_in_hand = 0
+        self._asked_for: frozenset[int] = frozenset()
+        """Positions of what the store has just been asked for: a commit may hand over the same a moment later."""
         self._idle = asyncio.Event()
 
     def poke(self) -> None:
-        """There may be something to publish."""
+        """There may be something in the store to publish."""
+        self._must_ask = True
+        self._stir()
+
+    def add(self, rows: Sequence[OutboxRow]) -> None:
+        """Publish these, which the store owns; see `Doorbell.on_outgoing`."""
+        if len(self._in_hand) < MOST_IN_HAND and self._bytes_in_hand < MOST_BYTES_IN_HAND and not self._must_ask:
+            new = [row for row in rows if row.position not in self._asked_for]
+            self._in_hand += new
+            self._bytes_in_hand += sum(len(row.outgoing.body) for row in new)
+        else:
+            self._must_ask = True
+        self._stir()
+
+    def _stir(self) -> None:
         self._idle.clear()
-        self._poked.set()
+        self._stirred.set()
 
     async def flush(self) -> None:
         """Return when nothing is left that the broker would take."""
@@ -53,32 +75,48 @@ class Outbox:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(retry_at):
-                    await self._poked.wait()
+                    await self._stirred.wait()
             if clock() >= retry_at:  # by the clock, not by silence: a busy worker gets round to it too
                 await self._safely(self.retry_refused)
                 retry_at = clock() + RETRY_REFUSED_S
-            self._poked.clear()
+            self._stirred.clear()
             if not await self._safely(self._publish_all):
-                self._poked.set()
+                self._stirred.set()
                 await asyncio.sleep(PAUSE_S)
-            elif not self._poked.is_set():
+            elif not self._stirred.is_set():
                 self._idle.set()
 
     async def _publish_all(self) -> None:
-        while await self._publish_batch(refused=False):
-            pass
+        while True:
+            if self._must_ask:
+                self._must_ask = False
+                await self._publish_asked()
+            elif not await self._publish_in_hand():
+                return
 
     async def retry_refused(self) -> None:
         """Offer the broker again what it would not take. Raises StoreError."""
-        await self._publish_batch(refused=True)
+        await self._publish_asked(refused=True)
 
-    async def _publish_batch(self, *, refused: bool) -> bool:
-        rows = await self._store.outbox(BATCH, refused=refused)
-        if not rows:
-            return False
-        for batch in _by_size(rows):
+    async def _publish_in_hand(self) -> bool:
+        in_hand, self._in_hand, self._bytes_in_hand = self._in_hand, [], 0
+        for batch in _batches(in_hand):
             await self._send(batch)
-        return True
+        return bool(in_hand)
+
+    async def _publish_asked(self, *, refused: bool = False) -> None:
+        """What is in the store, the oldest first; what is in hand stands there, too."""
+        try:
+            rows = await self._store.outbox(BATCH, refused=refused)
+        except StoreError:
+            self._must_ask = True
+            raise
+        self._must_ask |= len(rows) == BATCH
+        self._asked_for = frozenset(row.position for row in rows)
+        self._in_hand = [row for row in self._in_hand if row.position not in self._asked_for]
+        self._bytes_in_hand = sum(len(row.outgoing.body) for row in self._in_hand)
+        for batch in _batches(rows):
+            await self._send(batch)
 
     async def _send(self, rows: Sequence[OutboxRow]) -> None:
         results = await self._patiently(lambda: self._transport.publish([row.outgoing for row in rows]))
@@ -132,13 +170,13 @@ def _nobody(row: OutboxRow, reason: str) -> Answer | None:
     return Answer(command_id=ident, error=Error(type="no_handler", message=text, retryable=False))
 
 
-def _by_size(rows: Sequence[OutboxRow]) -> Iterator[list[OutboxRow]]:
-    """Batches small enough to be confirmed within a publish's timeout, also on a slow line: what is not is sent
-    again, whole."""
+def _batches(rows: Sequence[OutboxRow]) -> Iterator[list[OutboxRow]]:
+    """Batches small enough to be confirmed within a publish's timeout, also on a slow line: what is not is sent again,
+    whole."""
     batch: list[OutboxRow] = []
     size = 0
     for row in rows:
-        if batch and size + len(row.outgoing.body) > BATCH_BYTES:
+        if batch and (len(batch) == BATCH or size + len(row.outgoing.body) > BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(row)

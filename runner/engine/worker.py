@@ -17,7 +17,7 @@ from runner.engine import intake
 from runner.engine.breakers import Breakers
 from runner.engine.gatekeeper import Gatekeeper
 from runner.engine.intake import Coming
-from runner.engine.journal import BATCH, Batches, Journal
+from runner.engine.journal import BATCH, Batches, Journal, Logged
 from runner.engine.matching import patterns_of
 from runner.engine.outbox import Outbox
 from runner.engine.pressure import Pressure
@@ -174,6 +174,7 @@ class Worker:
         self._serves_commands = any(program.command is not None for program in programs)
         self._handlers = [program.name for program in programs] if only_these else None
         self._for_the_log: Batches | None = None
+        self._logged = Logged()
         self._nameless: set[str] = set()
         self._lanes = {
             p.name: _Lane(p, asyncio.Semaphore(p.concurrency), Batches(lambda each: self._settle(*each), self._spawn))
@@ -210,6 +211,7 @@ class Worker:
         self._cancels.append(await self._consume_one_by_one(self._plan.net, self._move))
         await self._consume_replies_and_journal()
         self._doorbell.on_ring(self._ring)
+        self._doorbell.on_outgoing(self._outbox.add)
         if (await self._reader.backlog(handlers=self._handlers)).suspects:
             self._on_suspects()
         for lane in self._lanes.values():
@@ -330,6 +332,7 @@ class Worker:
     async def _consume_journal(self, plans: Sequence[Plan]) -> Callable[[], Awaitable[None]]:
         programs = self._plan.programs.values()
         journal = Journal(
+            logged=self._logged,
             log=self._event_log,
             mailbox=self._mailbox,
             clock=self._clock,
@@ -627,7 +630,9 @@ class Worker:
             await self._mailbox.drop_caller(run_id, caller)
 
     def _mind_the_id(self, program: Program, delivery: Delivery) -> None:
-        if program.name not in self._nameless and identity(delivery)[0] is None:
+        if delivery.properties.message_id or program.name in self._nameless:
+            return
+        if identity(delivery)[0] is None:
             self._nameless.add(program.name)
             _log.warning(
                 "%s gets messages without an id: such a one may run twice after a crash; let producers set message_id",
@@ -672,9 +677,8 @@ class Worker:
             self.counts.finished += 1
         if change.gate is not None and (change.finished_at or change.due_at):
             self._gatekeeper.poke()
-        if change.outgoing:
-            self._outbox.poke()
         if change.events:
+            self._logged.add(change.events)
             self._projector.poke()
         if change.due_at is not None and not self._draining:
             self._wake_at(parse_time(change.due_at))
@@ -712,6 +716,8 @@ class Worker:
         has enough to do keeps no other from getting its own."""
         while not self._draining:
             taken = await self._store.take(self._clock.now(), TAKE, handlers=self._handlers_with_room())
+            if any(stored.crashes for stored in taken):
+                self._outbox.poke()  # a process has died, and may have left messages, too
             for stored in taken:
                 if stored.crashes >= SUSPECT_CRASHES:
                     self._spawn(self._hand_over(stored))

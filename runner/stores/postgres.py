@@ -1,7 +1,7 @@
 """The PostgreSQL store: many runners, on many machines, on one database.
 
 One writer task a process commits whatever is queued as one transaction, with one `unnest` statement a table.
-Runners own their runs by a lease: one heartbeat a process, not a run. A runner whose lease has run out writes
+Runners own their runs by a lease and a lock: one heartbeat a process, not a run. A runner that was thought dead writes
 nothing more under its old name, because every update asks whether the run is still its own.
 """
 
@@ -21,7 +21,7 @@ import asyncpg
 import msgspec
 
 from runner.errors import NotFoundError, OwnershipError, StoreError, VersionConflictError
-from runner.message import Meta, Outgoing, new_id
+from runner.message import Meta, Outgoing
 from runner.plan import Topology
 from runner.records import (
     SUSPECT_CRASHES,
@@ -45,14 +45,13 @@ from runner.records import (
 from runner.sql import load_queries
 from runner.stores import rows
 from runner.stores.postgres_gate import PostgresGate
+from runner.stores.postgres_presence import COME_BACK_S, CONNECT_TIMEOUT_S, FAULTS, Presence
 from runner.stores.postgres_projections import PostgresProjections
 from runner.stores.postgres_traffic import PostgresTraffic
 from runner.stores.questions import Questions
 from runner.times import parse_time, rfc3339
 
 LEASE_S = 15.0
-HEARTBEAT_S = 5.0
-CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 60.0
 """A connection into the void must not hold the writer: its answer is unknown then, and asked for."""
 MAX_GROUP = 500
@@ -63,13 +62,6 @@ _log = logging.getLogger("flowrun.postgres")
 T = TypeVar("T")
 _Waiting = tuple[Change, "asyncio.Future[bool]"]
 _OF_ONE_CHANGE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
-_FAULTS = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # what a connection says that was lost under a query
-    OSError,
-    asyncio.TimeoutError,
-)
 
 
 class PostgresStore:
@@ -79,8 +71,9 @@ class PostgresStore:
         self._url = url
         self._schema = schema
         self._lease_s = lease_s
-        self._owner = new_id()
+        self._owner = ""
         self._session = {"search_path": f'"{schema}"', "application_name": "flowrun"}
+        self._presence = Presence(url, self._session, bell=f"flowrun {schema}", lease_s=lease_s)
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._held: set[str] = set()
         """The runs in our hands."""
@@ -88,8 +81,9 @@ class PostgresStore:
         """We may own runs that we know nothing of."""
         self.projections = PostgresProjections(self._with, schema=schema)
         self.traffic = PostgresTraffic(self._with, self._publish, schema=schema)
-        self.gate = PostgresGate(self._with, commit=self._apply, own=self._let_in, hold=self._hold, schema=schema)
+        self.gate = PostgresGate(self._with, commit=self._bring, own=self._let_in, hold=self._hold, schema=schema)
         self._known = Questions(self._which_stand)
+        self._hand_over: Callable[[Sequence[OutboxRow]], None] | None = None
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -105,15 +99,16 @@ class PostgresStore:
                     reset=_leave_as_it_is,
                     command_timeout=COMMAND_TIMEOUT_S,
                 )
-        except (*_FAULTS, ValueError) as error:
+        except (*FAULTS, ValueError) as error:
             raise _connect_fault(self._url, error) from error
         try:
             await self._with(self._migrate)
-            await self._beat()
+            await self._appear()
         except BaseException:
+            await self._presence.end()
             await self._pool.close()
             raise
-        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._heartbeat())]
+        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._presence.keep())]
         return self
 
     async def __aexit__(
@@ -127,6 +122,7 @@ class PostgresStore:
             await self._with(self._leave)
         except StoreError as fault:  # what is not put down now is, once the lease has run out
             _log.warning("%s", fault)
+        await self._presence.end()
         await self._pool.close()
 
     # --- Store
@@ -161,7 +157,7 @@ class PostgresStore:
             async with connection.transaction():
                 # Ours first: after an outage longer than the lease, what we run would look like a dead runner's to us.
                 await connection.execute(_SQL["take_lease"], self._owner, self._lease_s)
-                await connection.execute(_SQL["forget_dead_runners"])
+                await connection.execute(_SQL["forget_dead_runners"], self._presence.silent_by, COME_BACK_S)
                 if self._lost_track:
                     await self.gate.park_all(connection, self._owner, self._held)
                     await connection.execute(_SQL["put_back"], self._owner, rfc3339(now), list(self._held))
@@ -187,6 +183,11 @@ class PostgresStore:
             self._lost_track = True
         else:
             self._held.update(run.started.run_id for run in runs)
+
+    async def _bring(self, connection: _Connection, changes: Sequence[Change]) -> Sequence[bool | StoreError]:
+        """Commit changes that bring runs to gates, and send nothing."""
+        outcomes, _ = await self._apply(connection, changes)
+        return outcomes
 
     async def _let_in(self, connection: _Connection, run_ids: Sequence[str]) -> list[StoredRun]:
         """Own runs that pass a gate; one that a person has seized meanwhile is left out."""
@@ -402,7 +403,7 @@ class PostgresStore:
 
     async def _publish(self, connection: _Connection, event: EventRecord | None, outgoing: Outgoing | None) -> None:
         if outgoing is not None:
-            await connection.execute(_SQL["add_outgoing"], *rows.columns([rows.outgoing_values(outgoing)]))
+            await connection.execute(_SQL["add_outgoing"], *rows.columns([rows.outgoing_values(outgoing)]), None)
         if event is not None:
             await self._log(connection, [event])
 
@@ -428,29 +429,11 @@ class PostgresStore:
 
     def on_ring(self, wake: Callable[[], None]) -> None:
         """See `Doorbell.on_ring`: by LISTEN and NOTIFY."""
-        self._tasks.append(asyncio.create_task(self._listen(wake)))
+        self._presence.on_ring(wake)
 
-    async def _listen(self, wake: Callable[[], None]) -> None:
-        """Hold a connection that hears the bell; one that breaks is made anew, and polling goes on meanwhile."""
-        while True:
-            try:
-                await self._listen_until_gone(wake)
-            except _FAULTS as error:
-                _log.debug("cannot listen: %s", error)
-            await asyncio.sleep(HEARTBEAT_S)
-
-    async def _listen_until_gone(self, wake: Callable[[], None]) -> None:
-        gone = asyncio.Event()
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            # Not one of the pool's: those forget their listeners when they are given back.
-            connection = await asyncpg.connect(self._url, server_settings=self._session)
-        try:
-            connection.add_termination_listener(lambda _: gone.set())
-            await connection.add_listener(f"flowrun {self._schema}", lambda *_: wake())
-            wake()  # what was rung for before we listened
-            await gone.wait()
-        finally:
-            connection.terminate()
+    def on_outgoing(self, hand_over: Callable[[Sequence[OutboxRow]], None]) -> None:
+        """See `Doorbell.on_outgoing`."""
+        self._hand_over = hand_over
 
     async def _ring(self, connection: _Connection) -> None:
         """For what a person asked for; not for every commit, because NOTIFY makes commits wait for each other."""
@@ -598,14 +581,18 @@ class PostgresStore:
         if not group:
             return
         try:
-            outcomes = await self._with(lambda c: self._apply(c, [change for change, _ in group]))
+            outcomes, outgoing = await self._with(lambda c: self._apply(c, [change for change, _ in group]))
         except StoreError as error:
             if len(group) > 1 and isinstance(error.__cause__, _OF_ONE_CHANGE):
                 for waiting in group:
                     await self._commit_group([waiting])
                 return
             _fail(group, error)
+            if not isinstance(error, VersionConflictError):
+                self._presence.ring()  # it may have been done, and what it sends be ours unknown to us
             return
+        if self._hand_over is not None and outgoing:
+            self._hand_over(outgoing)
         for (_, future), outcome in zip(group, outcomes, strict=True):
             if future.done():
                 continue
@@ -614,15 +601,18 @@ class PostgresStore:
             else:
                 future.set_result(outcome)
 
-    async def _apply(self, connection: _Connection, changes: Sequence[Change]) -> list[bool | StoreError]:
+    async def _apply(
+        self, connection: _Connection, changes: Sequence[Change]
+    ) -> tuple[list[bool | StoreError], list[OutboxRow]]:
+        """What became of each change, and what they send."""
         async with connection.transaction():
             await self.gate.lock(connection, {gate for c in changes if (gate := _gate_of(c)) is not None})
             begun = await self._begin(connection, changes)
             standing = [c for c in changes if c.started is None or id(c) in begun]
             owned = await self._set_states(connection, [c for c in standing if _changes_state(c)])
             valid = [c for c in standing if not _changes_state(c) or c.run_id in owned]
-            await self._append(connection, valid)
-        return [_outcome(change, begun, owned) for change in changes]
+            outgoing = await self._append(connection, valid)
+        return [_outcome(change, begun, owned) for change in changes], outgoing
 
     async def _begin(self, connection: _Connection, changes: Sequence[Change]) -> set[int]:
         """Which changes (by `id`) began their run; of two that begin the same one, the first."""
@@ -662,18 +652,17 @@ class PostgresStore:
             await self._ring(connection)
         return {row["id"] for row in found}
 
-    async def _append(self, connection: _Connection, changes: list[Change]) -> None:
+    async def _append(self, connection: _Connection, changes: list[Change]) -> list[OutboxRow]:
         records = [values for c in changes for values in rows.record_values(c)]
-        outgoing = [rows.outgoing_values(message) for c in changes for message in c.outgoing]
         commands = [(command, c.run_id) for c in changes for command in c.commands]
         for name, values in (
             ("add_records", records),
             ("add_commands", commands),
             ("add_waits", [values for c in changes for values in rows.wait_values(c)]),
-            ("add_outgoing", outgoing),
         ):
             if values:
                 await connection.execute(_SQL[name], *rows.columns(values))
+        outgoing = await self._send(connection, [message for c in changes for message in c.outgoing])
         if over := [c.run_id for c in changes if c.finished_at is not None]:
             await connection.execute(_SQL["forget_waits"], over)
         if cancelling := {c.run_id for c in changes if c.cancel_tokens and c.finished_at is None}:
@@ -681,6 +670,19 @@ class PostgresStore:
         await self.gate.apply(connection, changes)
         if events := [event for c in changes for event in c.events]:
             await self._log(connection, events)
+        return outgoing
+
+    async def _send(self, connection: _Connection, messages: Sequence[Outgoing]) -> list[OutboxRow]:
+        """Put messages into the outbox; ours to publish, if somebody here takes them over."""
+        if not messages:
+            return []
+        owner = None if self._hand_over is None else self._owner
+        columns = rows.columns([rows.outgoing_values(message) for message in messages])
+        positions = sorted(row["position"] for row in await connection.fetch(_SQL["add_outgoing"], *columns, owner))
+        return [
+            OutboxRow(position=position, outgoing=message)
+            for position, message in zip(positions, messages, strict=True)
+        ]
 
     async def _log(self, connection: _Connection, events: Sequence[EventRecord]) -> int:
         """Add to the event log what it has not, as the last thing of a transaction: until its end no other adds.
@@ -707,16 +709,12 @@ class PostgresStore:
 
     # --- leases and migrations
 
-    async def _heartbeat(self) -> None:
-        while True:
-            await asyncio.sleep(min(HEARTBEAT_S, self._lease_s / 3))
-            try:
-                await self._beat()
-            except Exception as error:  # whatever it is, the lease must be renewed next time
-                _log.warning("the lease could not be renewed: %s", error)
-
-    async def _beat(self) -> None:
-        await self._with(lambda c: c.execute(_SQL["take_lease"], self._owner, self._lease_s))
+    async def _appear(self) -> None:
+        try:
+            await self._presence.begin()
+        except FAULTS as error:
+            raise _connect_fault(self._url, error) from error
+        self._owner = self._presence.owner
 
     async def _leave(self, connection: _Connection) -> None:
         async with connection.transaction():
@@ -756,7 +754,7 @@ class PostgresStore:
         try:
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 return await work(connection)
-        except _FAULTS as error:
+        except FAULTS as error:
             raise StoreError(f"the store said: {error or type(error).__name__}") from error
 
 

@@ -2,6 +2,9 @@
 INSERT INTO runners (id, lease_until) VALUES ($1, now() + make_interval(secs => $2))
 ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until
 
+-- name: lock_name  until the connection is gone
+SELECT pg_try_advisory_lock(hashtextextended($1, 0))
+
 -- name: give_up_lease
 DELETE FROM runners WHERE id = $1
 
@@ -235,19 +238,29 @@ WHERE runs.finished_at IS NOT NULL LIMIT $1
 DELETE FROM callers WHERE run_id = $1 AND correlation_id = $2 AND reply_to = $3
 
 -- name: add_outgoing
-INSERT INTO outbox (exchange, routing_key, properties, body, mandatory)
-SELECT u.exchange, u.routing_key, u.properties, u.body, u.mandatory
+INSERT INTO outbox (exchange, routing_key, properties, body, mandatory, owner)
+SELECT u.exchange, u.routing_key, u.properties, u.body, u.mandatory, $6
 FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::boolean[])
     WITH ORDINALITY AS u (exchange, routing_key, properties, body, mandatory, place)
 ORDER BY u.place
+RETURNING position
 
 -- name: bury  one that came again stands as it came last
 INSERT INTO dead_letters (id, reason, handler, received_at, letter, body) VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (id) DO UPDATE
 SET received_at = excluded.received_at, letter = excluded.letter, body = excluded.body
 
--- name: forget_dead_runners
-DELETE FROM runners WHERE lease_until < now()
+-- name: forget_dead_runners  those whose lease has run out, and those that are silent and whose lock is free ($1: how long
+-- the lease of a silent one lasts yet; $2: how soon after a start of the server nothing is made of a free lock)
+DELETE FROM runners
+WHERE lease_until < now() OR (
+    lease_until < now() + make_interval(secs => $1::float) AND starts_with(id, 'lock:')
+    AND pg_postmaster_start_time() < now() - make_interval(secs => $2::float)
+    AND hashtextextended(id, 0) <> ALL (ARRAY(
+        SELECT classid::bigint << 32 | objid::bigint FROM pg_locks
+        WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+    ))
+)
 
 -- name: put_back  what is ours and not in our hands: the answer in which we got it was lost
 UPDATE runs SET owner = NULL, due_at = $2 WHERE owner = $1 AND finished_at IS NULL AND id <> ALL ($3::text[])

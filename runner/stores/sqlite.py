@@ -60,9 +60,12 @@ class SqliteStore:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
         self._owner = ""
+        self._hand_over: Callable[[Sequence[OutboxRow]], None] | None = None
         self.projections = SqliteProjections(file)
         self.traffic = SqliteTraffic(file, _publish)
-        self.gate = SqliteGate(file, commit=lambda c, change: _apply(c, change, self._owner), own=self._let_in)
+        self.gate = SqliteGate(
+            file, commit=lambda c, change: _apply(c, change, self._owner, None) is not None, own=self._let_in
+        )
 
     async def __aenter__(self) -> SqliteStore:
         await self._file.__aenter__()
@@ -86,8 +89,12 @@ class SqliteStore:
 
     async def commit(self, change: Change) -> bool:
         """See `Store.commit`."""
-        owner = self._owner
-        return await self._file.write(lambda connection: _apply(connection, change, owner))
+        owner, hand_over = self._owner, self._hand_over
+        sender = None if hand_over is None else owner
+        outgoing = await self._file.write(lambda connection: _apply(connection, change, owner, sender))
+        if hand_over is not None and outgoing:
+            hand_over(outgoing)
+        return outgoing is not None
 
     async def bury(self, letter: DeadLetter) -> None:
         """See `Store.bury`."""
@@ -285,6 +292,10 @@ class SqliteStore:
     def on_ring(self, wake: Callable[[], None]) -> None:
         """See `Doorbell.on_ring`: a file rings for nobody."""
 
+    def on_outgoing(self, hand_over: Callable[[Sequence[OutboxRow]], None]) -> None:
+        """See `Doorbell.on_outgoing`."""
+        self._hand_over = hand_over
+
     # --- DeadLetterStore
 
     async def dead_letters(
@@ -409,6 +420,10 @@ class SqliteStore:
         runs = (_readable(connection, run_id) for (run_id,) in (*due, *orphans))
         return [run for run in runs if run is not None]
 
+    def _bring(self, connection: sqlite3.Connection, change: Change) -> bool:
+        """Commit a change that brings a run to its gate, and sends nothing."""
+        return _apply(connection, change, self._owner, None) is not None
+
     def _let_in(self, connection: sqlite3.Connection, run_ids: Sequence[str]) -> list[StoredRun]:
         """Own runs that pass a gate; one that a person has seized meanwhile is left out."""
         own = [run_id for run_id in run_ids if connection.execute(_SQL["own_let_in"], (self._owner, run_id)).rowcount]
@@ -434,7 +449,7 @@ def _publish(connection: sqlite3.Connection, event: EventRecord | None, outgoing
     if event is not None:
         connection.execute(_SQL["add_event"], rows.event_values(event))
     if outgoing is not None:
-        connection.execute(_SQL["add_outgoing"], rows.outgoing_values(outgoing))
+        connection.execute(_SQL["add_outgoing"], (*rows.outgoing_values(outgoing), None))
 
 
 def _events_query(wanted: EventFilter, *, newest: bool) -> tuple[str, dict[str, Any]]:
@@ -453,11 +468,14 @@ def _events_query(wanted: EventFilter, *, newest: bool) -> tuple[str, dict[str, 
     return f"{_SQL['events']}\nAND events.position IN ({some})\n{order}", {**given, **named}
 
 
-def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
+def _apply(
+    connection: sqlite3.Connection, change: Change, owner: str, sender: str | None
+) -> Sequence[OutboxRow] | None:
+    """What it sends, for `sender` to publish; None if its run stands already, or its key is held."""
     started = change.started
     parked = change.due_at is not None or change.finished_at is not None or change.place is not None
     if started is not None and not _begin(connection, change, started, owner):
-        return False
+        return None
     if started is None or parked:
         values = {
             "state": str(change.state),
@@ -488,9 +506,14 @@ def _apply(connection: sqlite3.Connection, change: Change, owner: str) -> bool:
         connection.execute(_SQL["forget_waits"], (change.run_id,))
     elif change.cancel_tokens:
         _cancel_if_it_came(connection, change.run_id)
-    connection.executemany(_SQL["add_outgoing"], [rows.outgoing_values(message) for message in change.outgoing])
     sqlite_gate.apply(connection, change)
-    return True
+    return [_send(connection, message, sender) for message in change.outgoing]
+
+
+def _send(connection: sqlite3.Connection, message: Outgoing, sender: str | None) -> OutboxRow:
+    position = connection.execute(_SQL["add_outgoing"], (*rows.outgoing_values(message), sender)).lastrowid
+    assert position is not None
+    return OutboxRow(position=position, outgoing=message)
 
 
 def _begin(connection: sqlite3.Connection, change: Change, started: RunStarted, owner: str) -> bool:

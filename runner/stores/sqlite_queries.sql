@@ -177,7 +177,7 @@ WHERE runs.finished_at IS NOT NULL LIMIT ?
 DELETE FROM callers WHERE run_id = ? AND correlation_id = ? AND reply_to = ?
 
 -- name: add_outgoing
-INSERT INTO outbox (exchange, routing_key, properties, body, mandatory) VALUES (?, ?, ?, ?, ?)
+INSERT INTO outbox (exchange, routing_key, properties, body, mandatory, owner) VALUES (?, ?, ?, ?, ?, ?)
 
 -- name: bury  one that came again stands as it came last
 INSERT INTO dead_letters (id, reason, handler, received_at, letter, body) VALUES (?, ?, ?, ?, ?, ?)

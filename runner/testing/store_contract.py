@@ -46,6 +46,7 @@ from runner.records import (
     Figures,
     Intervention,
     LoggedEvent,
+    OutboxRow,
     Record,
     ReplySent,
     RunFailed,
@@ -1324,6 +1325,27 @@ class StoreContract:
         async with self.died() as store, self.store() as other:
             rows = [*await store.outbox(10), *await other.outbox(10)]
             assert [row.outgoing for row in rows] == [outgoing(1), outgoing(2)]
+
+    async def test_what_commits_send_is_handed_over_in_their_order_and_is_nobody_elses(self) -> None:
+        async with self.store() as store, self.store() as other:
+            rows: list[OutboxRow] = []
+            store.on_outgoing(rows.extend)
+            work = [store.commit(begin(n, outgoing=(outgoing(n), outgoing(n + 100)))) for n in range(50)]
+            assert await asyncio.gather(*work) == [True] * 50
+            assert not await store.commit(begin(1, outgoing=(outgoing(999),)))
+            assert [row.outgoing for row in rows] == [outgoing(n + more) for n in range(50) for more in (0, 100)]
+            assert [row.position for row in rows] == sorted({row.position for row in rows})
+            assert await other.outbox(10) == []
+            assert await store.outbox(200) == rows, "who lost sight of them finds them here"
+            await store.sent({row.position: None for row in rows})
+            assert await store.outbox(10) == []
+
+    async def test_what_was_handed_over_to_a_runner_that_left_comes_to_others(self) -> None:
+        async with self.store() as other:
+            async with self.store() as store:
+                store.on_outgoing(lambda rows: None)
+                await store.commit(begin(1, outgoing=(outgoing(1),)))
+            assert [row.outgoing for row in await other.outbox(10)] == [outgoing(1)]
 
     # --- dead letters
 

@@ -91,7 +91,7 @@ class TrafficContract:
 
     async def test_that_a_handler_is_behind_is_told_once_and_so_is_that_it_is_no_more(self) -> None:
         async with self.store() as store, self.store() as other:
-            told = []
+            told: list[bool] = []
             for each, is_high in ((store, False), (store, True), (other, True), (other, False), (store, False)):
                 name = f"{len(told)}"
                 told.append(await each.traffic.tell("f.h", is_high, event(name), message(name)))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
 from importlib.resources import files
 from urllib.parse import urlsplit
@@ -16,8 +18,7 @@ import pytest
 from runner.errors import StoreError
 from runner.ports import AnyStore
 from runner.records import EventFilter, Folded, Intervention, RunState
-from runner.stores import postgres as postgres_module
-from runner.stores import rows
+from runner.stores import postgres_presence, rows
 from runner.stores.postgres import SCRIPTS, PostgresStore
 from runner.testing.gate_contract import GateContract
 from runner.testing.projection_contract import LATER, ProjectionContract
@@ -32,6 +33,7 @@ from runner.testing.store_contract import (
     run_id,
     started,
     step,
+    the_run,
     tokens,
 )
 from runner.testing.traffic_contract import TrafficContract
@@ -55,6 +57,51 @@ IN_ANOTHER_PROCESS = """
 from runner.stores.postgres import PostgresStore
 store = PostgresStore({url!r}, "shop-1", lease_s=1.0)
 """
+
+
+HOUR_S = 3600.0
+HOLD = """
+import asyncio
+from runner.stores.postgres import PostgresStore
+from runner.testing.store_contract import begin
+
+async def main():
+    async with PostgresStore({url!r}, "shop-1", lease_s={lease_s}) as store:
+        await store.commit(begin(1))
+        print("held", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+LOCKS = """
+SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1
+AND classid::bigint << 32 | objid::bigint = hashtextextended('{owner}', 0)
+"""
+CUT_ALL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'flowrun'"
+
+
+@asynccontextmanager
+async def pooler(host: str, port: int) -> AsyncIterator[int]:
+    """A port before PostgreSQL that tells clients a process id of its own, as PgBouncer does."""
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_server: bool) -> None:
+        while data := await reader.read(65_536):
+            if from_server and (at := data.find(BACKEND_KEY)) >= 0:
+                data = data[: at + 5] + b"\0\0\0\1" + data[at + 9 :]
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, to_them = await asyncio.open_connection(host, port)
+        await asyncio.gather(forward(reader, to_them, from_server=False), forward(theirs, writer, from_server=True))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+BACKEND_KEY = b"K\0\0\0\x0c"
+"""How the message begins that tells a client its server process (protocol 3.0, BackendKeyData)."""
 
 
 @pytest.mark.postgres
@@ -196,17 +243,109 @@ class TestPostgresStore(GateContract, TrafficContract, ProjectionContract, Store
             await bell.heard()
             assert len(await listener.take(START + timedelta(days=1), 10)) == 1
 
-    async def test_a_listener_whose_connection_was_cut_listens_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(postgres_module, "HEARTBEAT_S", 0.05)
+    async def test_a_listener_whose_connection_was_cut_listens_again(self) -> None:
         async with self.store() as listener, self.store() as other:
             await other.commit(begin(1, state=RunState.WAITING, due_at=at(60)))
             bell = Bell()
             listener.on_ring(bell.ring)
             await bell.heard()
-            await self.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'")
+            await self.cut_off(listener)
             await bell.heard()  # it has come back
             await other.request(run_id(1), Intervention(action="cancel", by="a@b", at=at(), was=RunState.WAITING))
             await bell.heard()
+
+    # --- who lives
+
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator[tuple[AnyStore, asyncio.subprocess.Process]]:
+        """A store, and a process whose store, on a lease of an hour, owns run 1."""
+        async with PostgresStore(self.url, "shop-1", lease_s=HOUR_S) as store:
+            script = HOLD.format(url=self.url, lease_s=HOUR_S)
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+            try:
+                assert process.stdout is not None
+                async with asyncio.timeout(TIMEOUT_S):
+                    assert (await process.stdout.readline()).strip() == b"held"
+                yield store, process
+            finally:
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+
+    async def test_runs_of_a_killed_process_are_taken_long_before_its_lease_runs_out(self) -> None:
+        async with self.holding() as (store, process):
+            assert not await store.take(START, 10)
+            process.kill()
+            assert await self.ever_taken(store, within_s=TIMEOUT_S)
+            assert (await the_run(store, 1)).crashes == 1
+
+    async def test_a_process_that_is_stopped_keeps_its_runs_until_its_lease_runs_out(self) -> None:
+        async with self.holding() as (store, process):
+            process.send_signal(signal.SIGSTOP)
+            assert not await self.ever_taken(store, within_s=postgres_presence.SILENT_S + 1)
+            await self.sql(f"UPDATE runners SET lease_until = now() WHERE id <> '{store.owner}'")
+            assert len(await store.take(START, 10)) == 1
+
+    async def test_a_runner_whose_connections_were_cut_keeps_its_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(postgres_presence, "COME_BACK_S", 0.0)
+        async with self.patient() as store, self.patient() as other:
+            await store.commit(begin(1))
+            await self.cut_off(store)
+            assert not await self.ever_taken(other, within_s=postgres_presence.SILENT_S + 1)
+            assert await self.holds_its_lock(store)
+            await self.sql(CUT_ALL)
+            assert not await self.ever_taken(other, within_s=postgres_presence.SILENT_S + 1)
+            assert await self.holds_its_lock(store)
+            assert await store.commit(go_on(1, records=(step(1),)))
+
+    async def test_nobody_is_thought_dead_for_want_of_a_lock_soon_after_all_may_have_lost_theirs(self) -> None:
+        async with self.holding() as (store, process):
+            process.send_signal(signal.SIGSTOP)
+            await self.sql(CUT_ALL)
+            assert not await self.ever_taken(store, within_s=postgres_presence.COME_BACK_S - 1)
+            assert await self.ever_taken(store, within_s=TIMEOUT_S)
+
+    async def test_two_runners_in_one_process_are_two(self) -> None:
+        async with self.patient() as store:
+            async with self.patient() as other:
+                assert await self.holds_its_lock(store)
+                assert await self.holds_its_lock(other)
+                gone = other
+            assert await self.holds_its_lock(store)
+            assert not await self.holds_its_lock(gone)
+
+    async def test_behind_a_pooler_that_lends_its_connections_a_runner_lives_by_its_lease_alone(self) -> None:
+        parts = urlsplit(self.url)
+        async with pooler(parts.hostname or "", parts.port or 5432) as port:
+            url = parts._replace(netloc=f"{parts.username or 'postgres'}@127.0.0.1:{port}").geturl()
+            async with PostgresStore(url, "shop-1", lease_s=1.0) as store, self.store() as other:
+                await store.commit(begin(1))
+                assert not await self.holds_its_lock(store)
+                assert not await self.ever_taken(other, within_s=2.0)
+
+    def patient(self) -> PostgresStore:
+        return PostgresStore(self.url, "shop-1", lease_s=HOUR_S)
+
+    async def ever_taken(self, store: AnyStore, *, within_s: float) -> bool:
+        """Whether it takes up a run meanwhile."""
+        deadline = asyncio.get_running_loop().time() + within_s
+        while asyncio.get_running_loop().time() < deadline:
+            with suppress(StoreError):  # its own connection may be cut
+                if await store.take(START, 10):
+                    return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def cut_off(self, store: AnyStore) -> None:
+        """End the connection that holds its lock."""
+        await self.sql(f"SELECT pg_terminate_backend(pid) FROM ({LOCKS.format(owner=store.owner)}) AS held")
+
+    async def holds_its_lock(self, store: AnyStore) -> bool:
+        connection = await asyncpg.connect(self.url)
+        try:
+            return bool(await connection.fetch(LOCKS.format(owner=store.owner)))
+        finally:
+            await connection.close()
 
     # --- older stores
 

@@ -174,7 +174,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 
 REFUSED: dict[str, dict[str, Any]] = {
     "unknown top-level key": {"projectons": {}},
-    "unknown handler key": {"handlers": {"h": {"steps": [], "partition_by": "subject"}}},
+    "unknown handler key": {"handlers": {"h": {"steps": [], "partitioned_by": "subject"}}},
     "keyed concurrency": {"handlers": {"h": {"steps": [], "concurrency": {"limit": 1}}}},
     "no steps": {"handlers": {"h": {}}},
     "bad handler name": {"handlers": {"H": {"steps": []}}},

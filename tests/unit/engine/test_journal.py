@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 from bench import Bench, Failing
 
 from runner.engine import intake
+from runner.engine import journal as journal_module
 from runner.engine import worker as worker_module
+from runner.engine.journal import Logged
 from runner.errors import StoreError, TransportError
-from runner.message import MAX_BODY_BYTES, Outgoing, Properties
+from runner.message import MAX_BODY_BYTES, Delivery, Outgoing, Properties
 from runner.records import EventFilter, LoggedEvent
+from runner.testing.store_contract import event
 
 FLOW = """
 flow: f
@@ -60,6 +64,42 @@ async def test_what_comes_and_what_flows_emit_is_there_once_and_a_cause_stands_b
             assert (asked.meta.type, asked.version, asked.handler) == ("asked", 1, None)
             assert (told.meta.type, told.version, told.handler) == ("told", 2, "f.tell")
             assert told.meta.causation_id == told.meta.correlation_id == asked.meta.id
+
+
+async def test_what_a_run_has_logged_is_not_read_again_unless_somebody_may_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+
+    def watched(events: Any, patterns: Any, delivery: Delivery, now: Any) -> Any:
+        read.append(delivery.routing_key)
+        return read_event(events, patterns, delivery, now)
+
+    read_event = intake.read_event
+    monkeypatch.setattr(intake, "read_event", watched)
+    bench = Bench(FLOW, [])
+    async with bench.working() as worker:
+        await bench.send(*(f"m-{number}" for number in range(20)), event="asked", payload={"n": 1})
+        await bench.until_all_done(worker, 20)
+        await bench.until_idle(worker)
+        assert Counter(event.meta.type for event in await log(bench)) == {"asked": 20, "told": 20}
+    assert Counter(read) == {"asked": 20}, "for `asked` a run may wait"
+
+
+def test_of_very_many_logged_events_the_first_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "MOST_LOGGED", 3)
+    logged = Logged()
+    logged.add([event(number, None) for number in range(5)])
+
+    def came(number: int) -> bool:
+        meta = event(number, None).meta
+        properties = Properties(headers={"ce-id": meta.id, "ce-source": meta.source})
+        delivery = Delivery(
+            queue="q", exchange="e", routing_key="k", body=b"", properties=properties, redelivered=False, receipt=0
+        )
+        return logged.takes(delivery)
+
+    assert [came(number) for number in (0, 1, 2, 3, 4, 4)] == [False, False, True, True, True, False]
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not committed", "committed, but the answer is lost"])

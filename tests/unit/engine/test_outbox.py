@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from runner.engine.outbox import Outbox
 from runner.errors import StoreError, TransportError
 from runner.message import Delivery, Outgoing
 from runner.plan import Binding, Exchange, Queue, Topology
-from runner.records import RunState
+from runner.records import OutboxRow, RunState
 from runner.sqlite_file import SqliteFile
 from runner.stores.sqlite import SqliteStore
 from runner.testing.store_contract import at, begin, outgoing, the_run
@@ -45,6 +46,18 @@ class Faulty:
         raise self._error
 
 
+class Counting:
+    """Counts the calls of a method of what it wraps."""
+
+    def __init__(self, inner: Any, method: str) -> None:
+        self._inner, self._method = inner, method
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls += name == self._method
+        return getattr(self._inner, name)
+
+
 @pytest.fixture
 async def parts(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[SqliteStore, EmbeddedTransport]]:
     monkeypatch.setattr(outbox_module, "PAUSE_S", 0)
@@ -54,12 +67,20 @@ async def parts(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[SqliteSt
         yield store, transport
 
 
-async def run_until_flushed(outbox: Outbox) -> None:
+@asynccontextmanager
+async def running(outbox: Outbox) -> AsyncIterator[None]:
     task = asyncio.create_task(outbox.run())
-    async with asyncio.timeout(10):
+    try:
+        async with asyncio.timeout(10):
+            yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def run_until_flushed(outbox: Outbox) -> None:
+    async with running(outbox):
         await outbox.flush()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def received(transport: EmbeddedTransport, count: int) -> Sequence[str | None]:
@@ -94,6 +115,64 @@ async def test_a_store_that_could_not_note_it_is_asked_again_and_nothing_is_sent
     assert away.failed == 1
     assert (await store.backlog()).outbox == 0
     assert await transport.depth(["q"]) == 1
+
+
+async def test_what_a_commit_hands_over_is_published_without_asking_the_store(parts: Any) -> None:
+    store, transport = parts
+    asked = Counting(store, "outbox")
+    outbox = Outbox(asked, transport)
+    store.on_outgoing(outbox.add)
+    async with running(outbox):
+        await outbox.flush()
+        before = asked.calls
+        for number in range(20):
+            await store.commit(begin(number, outgoing=(outgoing(number),)))
+        assert await received(transport, 20) == [f"m-{number}" for number in range(20)]
+        assert asked.calls == before
+        await outbox.flush()
+    assert (await store.backlog()).outbox == 0
+
+
+async def test_what_is_in_hand_and_in_the_store_is_published_once(parts: Any) -> None:
+    store, transport = parts
+    outbox = Outbox(store, transport)
+    store.on_outgoing(outbox.add)
+    async with running(outbox):
+        for number in range(0, 60, 3):
+            await asyncio.gather(*(store.commit(begin(n, outgoing=(outgoing(n),))) for n in range(number, number + 3)))
+            outbox.poke()
+        await outbox.flush()
+    assert await received(transport, 60) == [f"m-{number}" for number in range(60)]
+    assert await transport.depth(["q"]) == 0
+
+
+async def test_a_commit_that_hands_over_later_than_the_store_was_asked_is_published_once(parts: Any) -> None:
+    store, transport = parts
+    outbox = Outbox(store, transport)
+    late: list[OutboxRow] = []
+    store.on_outgoing(late.extend)
+    await store.commit(begin(1, outgoing=(outgoing(1),)))
+    async with running(outbox):
+        await outbox.flush()
+        outbox.add(late)
+        await outbox.flush()
+    assert await transport.depth(["q"]) == 1
+
+
+async def test_more_than_the_hand_holds_is_left_in_the_store_and_published_in_order(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "MOST_IN_HAND", 3)
+    monkeypatch.setattr(outbox_module, "BATCH", 4)
+    store, transport = parts
+    away = Faulty(transport, "publish", TransportError("away"))
+    outbox = Outbox(store, away)
+    store.on_outgoing(outbox.add)
+    for number in range(30):
+        await store.commit(begin(number, outgoing=(outgoing(number),)))
+    await run_until_flushed(outbox)
+    assert await received(transport, 30) == [f"m-{number}" for number in range(30)]
+    assert (await store.backlog()).outbox == 0
 
 
 async def test_what_no_queue_takes_stays_with_its_reason_and_goes_out_once_one_does(parts: Any) -> None:
