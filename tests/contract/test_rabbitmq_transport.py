@@ -15,7 +15,7 @@ from services import RabbitServer, free_port
 from yarl import URL
 
 from runner.errors import FlowrunError, SettingsError, TopologyError, TransportError
-from runner.message import Outgoing, Properties
+from runner.message import Delivery, Outgoing, Properties
 from runner.ports import Transport
 from runner.testing.transport_contract import Inbox, TransportContract
 from runner.transports.rabbitmq import RabbitTransport
@@ -31,6 +31,7 @@ class Proxy:
         self._broker = broker
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self.accepted: list[asyncio.StreamWriter] = []
         self._pumps: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Proxy:
@@ -56,6 +57,7 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = await asyncio.open_connection(self._broker.host, self._broker.port or 5672)
         self._writers |= {writer, there[1]}
+        self.accepted.append(writer)
         for source, target in ((reader, there[1]), (there[0], writer)):
             task = asyncio.create_task(self._pump(source, target))
             self._pumps.add(task)
@@ -151,6 +153,46 @@ class TestRabbitTransport(TransportContract):
         async with RabbitTransport([f"amqp://127.0.0.1:{free_port()}", self.url]) as transport:
             await transport.declare(self.topology("q"))
             await self.put(transport, "q", b"x")
+
+    async def test_a_refused_message_does_not_cost_the_connection(self) -> None:
+        async with self.transport() as transport:
+            await transport.declare(self.topology("q"))
+            connections = len(self.proxy.accepted)
+            for _ in range(10):
+                nowhere = Outgoing(exchange="no such", routing_key="q", body=b"", properties=Properties())
+                after = [self.to_queue("q") for _ in range(20)]
+                results = await transport.publish([nowhere, *after])
+                assert "no exchange" in str(results[0])
+                assert results[1:] == [None] * 20
+            assert len(self.proxy.accepted) == connections
+
+    async def test_a_receiver_that_fails_costs_neither_the_connection_nor_the_next_message(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        inbox = Inbox()
+
+        def deliver(delivery: Delivery) -> None:
+            if delivery.body == b"bad":
+                raise LookupError
+            inbox(delivery)
+
+        async with self.transport() as transport:
+            await transport.declare(self.topology("q"))
+            await self.put(transport, "q", b"bad", b"good")
+            await transport.consume(self.name("q"), 10, deliver)
+            await inbox.wait(1)
+        assert inbox.bodies == [b"good"]
+        assert "internal error" in caplog.text
+
+    async def test_a_mandatory_message_needs_no_id_to_be_missed(self) -> None:
+        def event(key: str) -> Outgoing:
+            exchange = self.name("events")
+            return Outgoing(exchange=exchange, routing_key=key, body=b"", properties=Properties(), mandatory=True)
+
+        async with self.transport() as transport:
+            await transport.declare(self.topology("q", bindings=[("a", "q")]))
+            results = await transport.publish([event("a"), event("b"), event("c"), event("a")])
+        assert results == [None, 'unroutable: no queue takes "b"', 'unroutable: no queue takes "c"', None]
 
     # --- what AMQP cannot carry
 
