@@ -17,7 +17,7 @@ from runner.errors import TopologyError, TransportError
 from runner.message import Delivery
 from runner.ports import Deliver
 from runner.transports.rabbitmq.faults import CONNECT_TIMEOUT_S, faults
-from runner.transports.rabbitmq.link import Link, close_channel
+from runner.transports.rabbitmq.link import Link, close_message_channel
 from runner.transports.rabbitmq.messages import Receipt, ack, delivery_of, nack
 from runner.transports.rabbitmq.wire import MessageChannel
 
@@ -90,7 +90,7 @@ class Consumers:
         try:
             yield name
         finally:
-            await close_channel(channel.amqp)
+            await close_message_channel(channel)
 
     async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
         """See `Transport.settle`."""
@@ -136,7 +136,7 @@ class Consumers:
             except amqp.ChannelNotFoundEntity as error:
                 raise TransportError(f'there is no queue "{consumer.queue}"') from error
             except BaseException:
-                await close_channel(channel.amqp)
+                await close_message_channel(channel)
                 raise
         consumer.channel, consumer.tag = channel, str(answer.consumer_tag)
         if consumer.cancelled:  # while it was being begun again
@@ -173,7 +173,7 @@ class Consumers:
         again: list[str] = []
         for consumer in missing:
             if consumer.channel is not None:
-                await close_channel(consumer.channel.amqp)
+                await close_message_channel(consumer.channel)
             try:
                 await self._begin(consumer)
                 again.append(consumer.queue)

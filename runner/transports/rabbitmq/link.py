@@ -144,6 +144,13 @@ async def discard(connection: AbstractConnection) -> None:
         await connection.close()
 
 
+async def close_message_channel(channel: MessageChannel) -> None:
+    """Close it, if it is open. Nothing is sent on it meanwhile: for a frame behind the one that closes it the broker
+    ends the whole connection."""
+    channel.end()
+    await close_channel(channel.amqp)
+
+
 async def close_channel(channel: AbstractChannel) -> None:
     """Close it, if it is open; one that is lost meanwhile is closed as well."""
     if channel.is_closed:

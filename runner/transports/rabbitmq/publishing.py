@@ -13,7 +13,7 @@ from aiormq import exceptions as amqp
 from runner.errors import TransportError
 from runner.message import Outgoing
 from runner.transports.rabbitmq.faults import faults, reason
-from runner.transports.rabbitmq.link import Link, close_channel
+from runner.transports.rabbitmq.link import Link, close_message_channel
 from runner.transports.rabbitmq.messages import properties_of, publication
 from runner.transports.rabbitmq.wire import MessageChannel
 
@@ -153,7 +153,7 @@ class _ConfirmingChannel:
 
     async def close(self) -> None:
         """Close it, if it is open."""
-        await close_channel(self._channel.amqp)
+        await close_message_channel(self._channel)
 
     async def publish(self, batch: Sequence[Outgoing]) -> Sequence[_Answer]:
         """Send these, no two with one id, and wait for what becomes of each. Raises TransportError."""

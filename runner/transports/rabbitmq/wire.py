@@ -108,7 +108,7 @@ class MessageChannel:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing may be sent on it any more: also before aiormq has heard of it."""
+        """Whether nothing may be sent on it any more; known here before aiormq has heard of it."""
         return self._is_closed or self.amqp.is_closed
 
     def write(self, frames: bytes) -> None:
@@ -121,8 +121,8 @@ class MessageChannel:
         """See `Wire.drain`."""
         await self._wire.drain()
 
-    def close(self) -> None:
-        """Note that the broker has closed it."""
+    def end(self) -> None:
+        """Send nothing more, and drop what still comes: the broker has closed it, or is about to be asked to."""
         self._is_closed = True
 
     def take(self, kind: int, payload: bytes) -> bool:
@@ -141,7 +141,8 @@ class MessageChannel:
             method, body = self._method, b"".join(self._body)
             self._method = b""
             self._body.clear()
-            self._on_message(method, self._header, body)
+            if not self._is_closed:
+                self._on_message(method, self._header, body)
         return True
 
     def _take_method(self, payload: bytes) -> bool:
@@ -181,6 +182,9 @@ class Frames:
             after = at + size + FRAME_OVERHEAD
             if after > end:
                 break
+            if data[after - 1] != FRAME_END[0]:
+                self._is_foreign = True
+                break
             channel = self._channels.get(number)
             if channel is None or not channel.take(kind, data[at + FRAME.size : after - 1]):
                 others.append(data[at:after])
@@ -193,7 +197,7 @@ class Frames:
 
     def _mind_close(self, kind: int, number: int, method: bytes) -> None:
         if kind == METHOD and method in _CLOSES and (channel := self._channels.pop(number, None)) is not None:
-            channel.close()
+            channel.end()
 
 
 class _Protocol(asyncio.StreamReaderProtocol):

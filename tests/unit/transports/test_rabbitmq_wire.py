@@ -84,6 +84,22 @@ def test_nothing_of_what_is_no_amqp_is_lost(junk: bytes, step: int) -> None:
     assert b"".join(frames.take(data[at : at + step]) for at in range(0, len(data), step)) == data
 
 
+def test_a_frame_without_its_end_is_for_aiormq_to_complain_of() -> None:
+    wire = Wire()
+    ours, data = Ours(wire, 1), delivered(1, b"x")
+    cut = data[:-1] + b"!" + DECLARED
+    assert Frames(wire.channels).take(cut) == frame.marshal(ContentBody(b"x"), 1)[:-1] + b"!" + DECLARED
+    assert ours.bodies == []
+
+
+def test_what_still_comes_on_a_channel_that_we_are_closing_is_dropped() -> None:
+    wire = Wire()
+    ours = Ours(wire, 1)
+    ours.channel.end()
+    assert Frames(wire.channels).take(delivered(1, b"x") + DECLARED) == DECLARED
+    assert ours.bodies == []
+
+
 @pytest.mark.parametrize("end", [Channel.Close(404, "gone", 0, 0), Channel.CloseOk()])
 def test_nothing_is_sent_on_a_channel_that_the_broker_has_closed(end: Any) -> None:
     wire = Wire()
