@@ -16,7 +16,7 @@ from yarl import URL
 
 from runner.errors import FlowrunError, SettingsError, TopologyError, TransportError
 from runner.message import Delivery, Outgoing, Properties
-from runner.ports import Transport
+from runner.ports import AnyTransport
 from runner.testing.transport_contract import Inbox, TransportContract
 from runner.transports.rabbitmq import RabbitTransport
 
@@ -82,7 +82,7 @@ class TestRabbitTransport(TransportContract):
         async with Proxy(URL(rabbit_url)) as self.proxy:
             yield
 
-    def transport(self) -> AbstractAsyncContextManager[Transport]:
+    def transport(self) -> AbstractAsyncContextManager[AnyTransport]:
         return RabbitTransport([self.proxy.url])
 
     async def break_connections(self) -> None:
@@ -183,6 +183,15 @@ class TestRabbitTransport(TransportContract):
             await inbox.wait(1)
         assert inbox.bodies == [b"good"]
         assert "internal error" in caplog.text
+
+    async def test_what_a_private_queue_handed_over_is_settled_already(self) -> None:
+        inbox = Inbox()
+        async with self.transport() as transport, transport.private_queue(self.name("p"), inbox):
+            await self.put(transport, "p", b"1")
+            await transport.settle(await inbox.wait(1))
+            assert await transport.depth([self.name("p")]) == 0  # the broker has read what came before this question
+            await self.put(transport, "p", b"2")
+            await inbox.wait(2)
 
     async def test_a_mandatory_message_needs_no_id_to_be_missed(self) -> None:
         def event(key: str) -> Outgoing:

@@ -83,7 +83,7 @@ class Consumers:
     @contextlib.asynccontextmanager
     async def private_queue(self, name: str, deliver: Deliver) -> AsyncIterator[str]:
         """See `ReplyQueues.private_queue`: exclusive, so that it is gone with the connection at the latest."""
-        channel = await self._channel(name, deliver, set())
+        channel = await self._channel(name, deliver, no_ack=True)
         with faults("no queue for replies"):
             await channel.amqp.queue_declare(name, exclusive=True, auto_delete=True, timeout=CONNECT_TIMEOUT_S)
             await channel.amqp.basic_consume(name, _astray, no_ack=True, timeout=CONNECT_TIMEOUT_S)
@@ -113,12 +113,14 @@ class Consumers:
             except TransportError as fault:
                 _log.debug("%s", fault)
 
-    async def _channel(self, queue: str, deliver: Deliver, unsettled: set[int]) -> MessageChannel:
-        """A channel that hands a queue's messages over; their tags are put into `unsettled`."""
+    async def _channel(self, queue: str, deliver: Deliver, *, no_ack: bool = False) -> MessageChannel:
+        """A channel that hands a queue's messages over; with `no_ack` they are settled by that."""
+        unsettled: set[int] = set()
 
         def received(method: bytes, header: bytes, body: bytes) -> None:
             delivery = delivery_of(queue, channel, method, header, body, unsettled)
-            unsettled.add(delivery.receipt.tag)
+            if not no_ack:
+                unsettled.add(delivery.receipt.tag)
             try:
                 deliver(delivery)
             except Exception:  # it would end the connection, and come again with the next
@@ -128,7 +130,7 @@ class Consumers:
         return channel
 
     async def _begin(self, consumer: _Consumer) -> None:
-        channel = await self._channel(consumer.queue, consumer.deliver, set())
+        channel = await self._channel(consumer.queue, consumer.deliver)
         with faults(f'"{consumer.queue}" cannot be consumed'):
             try:
                 await channel.amqp.basic_qos(prefetch_count=consumer.prefetch, timeout=CONNECT_TIMEOUT_S)

@@ -131,17 +131,17 @@ async def test_aiormq_hears_of_a_broker_that_sends_nothing_but_messages() -> Non
 
 
 async def test_aio_pika_hands_the_transport_factory_on_to_aiormq(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
+    handed: dict[str, Any] = {}
 
     async def connect(url: URL, **kwargs: Any) -> None:
-        given.update(kwargs)
+        handed.update(kwargs)
         raise ConnectionError
 
     monkeypatch.setattr(aiormq, "connect", connect)
     connection = WiredConnection(URL("amqp://localhost"))
     with pytest.raises(ConnectionError):
         await connection.connect()
-    assert given["transport_factory"] is connection.wire, "aio_pika.Connection.kwargs no longer goes to aiormq.connect"
+    assert handed["transport_factory"] is connection.wire, "aio_pika.Connection.kwargs no longer goes to aiormq.connect"
     assert isinstance(connection, aio_pika.Connection)
 
 
