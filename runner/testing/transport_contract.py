@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 
 from runner.errors import TopologyError, TransportError
 from runner.message import Delivery, Outgoing, Properties, new_id
-from runner.plan import Binding, Exchange, Queue, Topology
+from runner.plan import SINGLE_ACTIVE_CONSUMER, Binding, Exchange, Queue, Topology
 from runner.ports import AnyTransport, Transport
 
 TIMEOUT_S = 30.0
@@ -85,7 +85,7 @@ class TransportContract:
 
     has_connections: ClassVar[bool] = True
     """It has connections that break; if not, `break_connections` is never called."""
-    arguments: ClassVar[Mapping[str, str | int]] = {}
+    arguments: ClassVar[Mapping[str, str | int | bool]] = {}
     """Of the queues that the tests declare."""
     drifted: ClassVar[tuple[str, str | int]] = ("x-max-length", 10)
     """An argument that differs from them, and its value."""
@@ -114,7 +114,7 @@ class TransportContract:
         *queues: str,
         bindings: Sequence[tuple[str, str]] = (),
         kind: Literal["topic", "direct", "fanout"] = "topic",
-        arguments: Mapping[str, str | int] | None = None,
+        arguments: Mapping[str, str | int | bool] | None = None,
     ) -> Topology:
         """These queues, and the exchange `events` with the bindings (pattern, queue)."""
         given = self.arguments if arguments is None else arguments
@@ -570,6 +570,26 @@ class TransportContract:
             await self.waiting(transport, "q", 1)
         async with self.transport() as transport:
             assert sorted(await self.drained(transport, "q")) == [b"given back", b"not done"]
+
+    async def test_a_queue_for_a_single_consumer_hands_messages_to_one_in_order_and_then_to_the_next(self) -> None:
+        first, second = Inbox(), Inbox()
+        ordered = {**self.arguments, SINGLE_ACTIVE_CONSUMER: True}
+        async with self.transport() as transport:
+            async with self.transport() as other:
+                await transport.declare(self.topology("q", arguments=ordered))
+                await transport.declare(self.topology("q", arguments=ordered))  # again, as it stands
+                await other.consume(self.name("q"), 3, first)
+                bodies = [f"{number}".encode() for number in range(7)]
+                await self.put(transport, "q", *bodies)
+                await first.wait(3)
+                await transport.consume(self.name("q"), 3, second)
+                await other.settle(first.deliveries[:1])
+                await first.wait(4)
+                assert (first.bodies, second.bodies) == (bodies[:4], [])
+            for number in range(6):
+                await second.wait(number + 1)
+                await transport.settle(second.deliveries[number : number + 1])
+            assert second.bodies == bodies[1:]
 
     async def test_consuming_a_queue_that_is_not_there_is_an_error(self) -> None:
         async with self.transport() as transport:

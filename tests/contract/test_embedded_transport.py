@@ -176,7 +176,7 @@ class TestEmbeddedTransport(TransportContract):
             await file.read(lambda connection: None)
 
     async def test_a_drifted_queue_is_explained(self) -> None:
-        def topology(arguments: dict[str, str | int]) -> Topology:
+        def topology(arguments: dict[str, str | int | bool]) -> Topology:
             return Topology(exchanges=(), queues=(Queue(name="shop.q", arguments=arguments),), bindings=())
 
         async with self.transport() as transport:

@@ -15,8 +15,9 @@ from services import RabbitServer, free_port
 from yarl import URL
 
 from runner.errors import FlowrunError, SettingsError, TopologyError, TransportError
-from runner.message import Outgoing, Properties
-from runner.ports import Transport
+from runner.message import Delivery, Outgoing, Properties, new_id
+from runner.plan import Queue, Topology
+from runner.ports import AnyTransport
 from runner.testing.transport_contract import Inbox, TransportContract
 from runner.transports.rabbitmq import RabbitTransport
 
@@ -31,6 +32,7 @@ class Proxy:
         self._broker = broker
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self.accepted: list[asyncio.StreamWriter] = []
         self._pumps: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Proxy:
@@ -56,6 +58,7 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = await asyncio.open_connection(self._broker.host, self._broker.port or 5672)
         self._writers |= {writer, there[1]}
+        self.accepted.append(writer)
         for source, target in ((reader, there[1]), (there[0], writer)):
             task = asyncio.create_task(self._pump(source, target))
             self._pumps.add(task)
@@ -80,7 +83,7 @@ class TestRabbitTransport(TransportContract):
         async with Proxy(URL(rabbit_url)) as self.proxy:
             yield
 
-    def transport(self) -> AbstractAsyncContextManager[Transport]:
+    def transport(self) -> AbstractAsyncContextManager[AnyTransport]:
         return RabbitTransport([self.proxy.url])
 
     async def break_connections(self) -> None:
@@ -151,6 +154,55 @@ class TestRabbitTransport(TransportContract):
         async with RabbitTransport([f"amqp://127.0.0.1:{free_port()}", self.url]) as transport:
             await transport.declare(self.topology("q"))
             await self.put(transport, "q", b"x")
+
+    async def test_a_refused_message_does_not_cost_the_connection(self) -> None:
+        async with self.transport() as transport:
+            await transport.declare(self.topology("q"))
+            connections = len(self.proxy.accepted)
+            for _ in range(10):
+                nowhere = Outgoing(exchange="no such", routing_key="q", body=b"", properties=Properties())
+                after = [self.to_queue("q") for _ in range(20)]
+                results = await transport.publish([nowhere, *after])
+                assert "no exchange" in str(results[0])
+                assert results[1:] == [None] * 20
+            assert len(self.proxy.accepted) == connections
+
+    async def test_a_receiver_that_fails_costs_neither_the_connection_nor_the_next_message(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        inbox = Inbox()
+
+        def deliver(delivery: Delivery) -> None:
+            if delivery.body == b"bad":
+                raise LookupError
+            inbox(delivery)
+
+        async with self.transport() as transport:
+            await transport.declare(self.topology("q"))
+            await self.put(transport, "q", b"bad", b"good")
+            await transport.consume(self.name("q"), 10, deliver)
+            await inbox.wait(1)
+        assert inbox.bodies == [b"good"]
+        assert "internal error" in caplog.text
+
+    async def test_what_a_private_queue_handed_over_is_settled_already(self) -> None:
+        inbox = Inbox()
+        async with self.transport() as transport, transport.private_queue(self.name("p"), inbox):
+            await self.put(transport, "p", b"1")
+            await transport.settle(await inbox.wait(1))
+            assert await transport.depth([self.name("p")]) == 0  # the broker has read what came before this question
+            await self.put(transport, "p", b"2")
+            await inbox.wait(2)
+
+    async def test_a_mandatory_message_needs_no_id_to_be_missed(self) -> None:
+        def event(key: str) -> Outgoing:
+            exchange = self.name("events")
+            return Outgoing(exchange=exchange, routing_key=key, body=b"", properties=Properties(), mandatory=True)
+
+        async with self.transport() as transport:
+            await transport.declare(self.topology("q", bindings=[("a", "q")]))
+            results = await transport.publish([event("a"), event("b"), event("c"), event("a")])
+        assert results == [None, 'unroutable: no queue takes "b"', 'unroutable: no queue takes "c"', None]
 
     # --- what AMQP cannot carry
 
@@ -233,6 +285,25 @@ async def test_a_port_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch
     with socket.create_server(("127.0.0.1", 0)) as silent:
         error = await _refusal(f"amqp://guest:{SECRET}@127.0.0.1:{silent.getsockname()[1]}/")
     assert "no answer within 0.1 s" in str(error)
+
+
+async def test_the_channel_of_a_cancelled_consumer_is_closed_once_all_is_settled(rabbit_url: str) -> None:
+    queue = f"{new_id()}.q"
+    inbox = Inbox()
+    async with RabbitTransport([rabbit_url]) as transport:
+        await transport.declare(Topology(exchanges=(), queues=(Queue(name=queue),), bindings=()))
+        cancel = await transport.consume(queue, 2, inbox)
+        outgoing = Outgoing(exchange="", routing_key=queue, body=b"x", properties=Properties())
+        await transport.publish([outgoing, outgoing])
+        await inbox.wait(2)
+        await cancel()
+        for delivery in inbox.deliveries:
+            assert not delivery.receipt.channel.is_closed
+            await transport.settle([delivery])
+        assert inbox.deliveries[0].receipt.channel.is_closed
+        idle = await transport.consume(queue, 2, Inbox())
+        await idle()
+        assert await transport.depth([queue]) == 0
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,20 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiormq import exceptions as amqp
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import DeliveredMessage
 
 from runner.errors import TopologyError, TransportError
 from runner.message import Delivery
 from runner.ports import Deliver
 from runner.transports.rabbitmq.faults import CONNECT_TIMEOUT_S, faults
-from runner.transports.rabbitmq.link import Link, close_channel
-from runner.transports.rabbitmq.messages import Receipt, delivery_of
+from runner.transports.rabbitmq.link import Link, close_message_channel
+from runner.transports.rabbitmq.messages import Receipt, ack, delivery_of, nack
+from runner.transports.rabbitmq.wire import MessageChannel
 
 SUPERVISE_S = 1.0
 COUNT_CONSUMERS_EVERY = 5
@@ -33,7 +35,8 @@ class _Consumer:
     queue: str
     prefetch: int
     deliver: Deliver
-    channel: AbstractChannel | None = None
+    channel: MessageChannel | None = None
+    unsettled: set[int] = field(default_factory=set)
     tag: str = ""
     cancelled: bool = False
 
@@ -53,6 +56,8 @@ class Consumers:
         self._declare_again = declare_again
         self._count = count
         self._consumers: list[_Consumer] = []
+        self._left: dict[MessageChannel, set[int]] = {}
+        """The channels of cancelled consumers, with what was handed over and is still to be settled."""
         self._supervisor: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -70,60 +75,85 @@ class Consumers:
             self._supervisor = asyncio.create_task(self._supervise())
 
         async def cancel() -> None:
-            # The channel stays: what has been handed over can still be settled.
+            # The channel stays until what has been handed over is settled.
             consumer.cancelled = True
             if consumer in self._consumers:
                 self._consumers.remove(consumer)
                 await _cancel(consumer)
+                if consumer.channel is not None:
+                    self._left[consumer.channel] = consumer.unsettled
+                    await self._close_if_settled(consumer.channel)
 
         return cancel
 
     @contextlib.asynccontextmanager
     async def private_queue(self, name: str, deliver: Deliver) -> AsyncIterator[str]:
         """See `ReplyQueues.private_queue`: exclusive, so that it is gone with the connection at the latest."""
-        channel = await self._link.channel()
-
-        async def received(message: DeliveredMessage) -> None:
-            deliver(delivery_of(name, channel, message, set()))
-
+        channel = await self._channel(name, deliver, set(), no_ack=True)
         with faults("no queue for replies"):
-            await channel.queue_declare(name, exclusive=True, auto_delete=True, timeout=CONNECT_TIMEOUT_S)
-            await channel.basic_consume(name, received, no_ack=True, timeout=CONNECT_TIMEOUT_S)
+            await channel.amqp.queue_declare(name, exclusive=True, auto_delete=True, timeout=CONNECT_TIMEOUT_S)
+            await channel.amqp.basic_consume(name, _astray, no_ack=True, timeout=CONNECT_TIMEOUT_S)
         try:
             yield name
         finally:
-            await close_channel(channel)
+            await close_message_channel(channel)
 
     async def settle(self, deliveries: Sequence[Delivery], *, accept: bool = True) -> None:
         """See `Transport.settle`."""
+        frames: dict[MessageChannel, list[bytes]] = defaultdict(list)
         if accept and len(deliveries) > 1 and (last := _end_of_prefix(deliveries)) is not None:
             last.unsettled.difference_update([tag for tag in last.unsettled if tag <= last.tag])
-            await _settle(deliveries[-1].queue, last.channel.basic_ack(last.tag, multiple=True))
+            frames[last.channel].append(ack(last.channel.number, last.tag, multiple=True))
         for delivery in deliveries:
             receipt: Receipt = delivery.receipt
             if receipt.channel.is_closed or receipt.tag not in receipt.unsettled:
                 continue  # from before a reconnection: it comes again, and the store knows it
             receipt.unsettled.discard(receipt.tag)
             channel, tag = receipt.channel, receipt.tag
-            await _settle(delivery.queue, channel.basic_ack(tag) if accept else channel.basic_nack(tag, requeue=True))
+            frames[channel].append(ack(channel.number, tag) if accept else nack(channel.number, tag))
+        for channel, words in frames.items():
+            try:
+                with faults("lost before they were settled, messages come again"):
+                    channel.write(b"".join(words))
+                    await channel.drain()
+            except TransportError as fault:
+                _log.debug("%s", fault)
+            await self._close_if_settled(channel)
+
+    async def _close_if_settled(self, channel: MessageChannel) -> None:
+        """Close the channel of a cancelled consumer that nothing waits for: a connection has 2,047."""
+        if not self._left.get(channel, {None}):
+            del self._left[channel]
+            await close_message_channel(channel)
+
+    async def _channel(
+        self, queue: str, deliver: Deliver, unsettled: set[int], *, no_ack: bool = False
+    ) -> MessageChannel:
+        """A channel that hands a queue's messages over; with `no_ack` they are settled by that."""
+
+        def received(method: bytes, header: bytes, body: bytes) -> None:
+            delivery = delivery_of(queue, channel, method, header, body, unsettled)
+            if not no_ack:
+                unsettled.add(delivery.receipt.tag)
+            try:
+                deliver(delivery)
+            except Exception:  # it would end the connection, and come again with the next
+                _log.exception("internal error, please report it")
+
+        channel = await self._link.message_channel(received)
+        return channel
 
     async def _begin(self, consumer: _Consumer) -> None:
-        channel = await self._link.channel()
-        unsettled: set[int] = set()
-
-        async def received(message: DeliveredMessage) -> None:
-            delivery = delivery_of(consumer.queue, channel, message, unsettled)
-            unsettled.add(delivery.receipt.tag)
-            consumer.deliver(delivery)
-
+        consumer.unsettled = set()
+        channel = await self._channel(consumer.queue, consumer.deliver, consumer.unsettled)
         with faults(f'"{consumer.queue}" cannot be consumed'):
             try:
-                await channel.basic_qos(prefetch_count=consumer.prefetch, timeout=CONNECT_TIMEOUT_S)
-                answer = await channel.basic_consume(consumer.queue, received, timeout=CONNECT_TIMEOUT_S)
+                await channel.amqp.basic_qos(prefetch_count=consumer.prefetch, timeout=CONNECT_TIMEOUT_S)
+                answer = await channel.amqp.basic_consume(consumer.queue, _astray, timeout=CONNECT_TIMEOUT_S)
             except amqp.ChannelNotFoundEntity as error:
                 raise TransportError(f'there is no queue "{consumer.queue}"') from error
             except BaseException:
-                await close_channel(channel)
+                await close_message_channel(channel)
                 raise
         consumer.channel, consumer.tag = channel, str(answer.consumer_tag)
         if consumer.cancelled:  # while it was being begun again
@@ -160,7 +190,7 @@ class Consumers:
         again: list[str] = []
         for consumer in missing:
             if consumer.channel is not None:
-                await close_channel(consumer.channel)
+                await close_message_channel(consumer.channel)
             try:
                 await self._begin(consumer)
                 again.append(consumer.queue)
@@ -177,7 +207,7 @@ class Consumers:
 
 def _is_consuming(consumer: _Consumer) -> bool:
     channel = consumer.channel
-    return channel is not None and not channel.is_closed and consumer.tag in channel.consumers  # type: ignore[attr-defined]
+    return channel is not None and not channel.is_closed and consumer.tag in channel.amqp.consumers  # type: ignore[attr-defined]
 
 
 async def _cancel(consumer: _Consumer) -> None:
@@ -186,7 +216,7 @@ async def _cancel(consumer: _Consumer) -> None:
         return
     try:
         with faults("cancelling"):
-            await channel.basic_cancel(consumer.tag, timeout=CONNECT_TIMEOUT_S)
+            await channel.amqp.basic_cancel(consumer.tag, timeout=CONNECT_TIMEOUT_S)
     except TransportError as error:
         _log.debug("the consumer of %s: %s", consumer.queue, error)
 
@@ -201,9 +231,6 @@ def _end_of_prefix(deliveries: Sequence[Delivery]) -> Receipt | None:
     return ours[max(prefix)] if len(prefix) > 1 and not channel.is_closed else None
 
 
-async def _settle(queue: str, word: Awaitable[object]) -> None:
-    try:
-        with faults("lost before it was settled, it comes again"):
-            await word
-    except TransportError as fault:
-        _log.debug("%s: %s", queue, fault)
+async def _astray(message: DeliveredMessage) -> None:
+    """aiormq wants to know by whom a queue is consumed; the message itself reaches him by the wire."""
+    _log.error("internal error, please report it: aiormq got %r", message.delivery)

@@ -8,7 +8,6 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aio_pika
 from aio_pika.abc import AbstractConnection
 from aiormq import exceptions as amqp
 from aiormq.abc import AbstractChannel
@@ -17,6 +16,7 @@ from yarl import URL
 from runner.errors import SettingsError, TransportError
 from runner.transports.rabbitmq.faults import CONNECT_TIMEOUT_S, LOST, TLS_FILES, connect_fault, faults
 from runner.transports.rabbitmq.unreadable import install
+from runner.transports.rabbitmq.wire import MessageChannel, OnConfirm, OnMessage, WiredConnection
 
 HEARTBEAT_S = 8
 """aiormq gives a dead link up after three of them and three seconds, and looks now and then: within about 31 s."""
@@ -35,10 +35,10 @@ class Link:
 
     urls: tuple[URL, ...]
     name: str
-    connection: AbstractConnection | None = None
+    connection: WiredConnection | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def open(self) -> AbstractConnection:
+    async def open(self) -> WiredConnection:
         """The live connection, made anew if need be. Raises TransportError."""
         async with self.lock:
             if self.connection is not None and _is_open(self.connection):
@@ -55,9 +55,9 @@ class Link:
             assert fault is not None
             raise fault
 
-    async def _connect(self, url: URL) -> AbstractConnection:
+    async def _connect(self, url: URL) -> WiredConnection:
         full = url.update_query(heartbeat=HEARTBEAT_S, name=self.name)
-        connection = aio_pika.Connection(full)
+        connection = WiredConnection(full)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await connection.connect()
@@ -81,11 +81,13 @@ class Link:
 
     async def channel(self, *, confirms: bool = False) -> AbstractChannel:
         """A new channel. Raises TransportError."""
+        return await _channel(await self.open(), confirms=confirms)
+
+    async def message_channel(self, on_message: OnMessage, on_confirm: OnConfirm | None = None) -> MessageChannel:
+        """A new channel for messages, with confirms if there is somebody to take them. Raises TransportError."""
         connection = await self.open()
-        with faults("no channel to the broker"):
-            channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
-            await channel.initialize(timeout=CONNECT_TIMEOUT_S)
-            return await channel.get_underlay_channel()
+        channel = await _channel(connection, confirms=on_confirm is not None)
+        return MessageChannel(channel, connection.wire, on_message=on_message, on_confirm=on_confirm)
 
     async def close(self) -> None:
         """Close the connection, if there is one."""
@@ -123,6 +125,13 @@ def with_files_in(folder: Path, url: URL) -> URL:
 _URL_HINT = "write embedded: or amqp://user:password@host:5672/vhost"
 
 
+async def _channel(connection: AbstractConnection, *, confirms: bool) -> AbstractChannel:
+    with faults("no channel to the broker"):
+        channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+        await channel.initialize(timeout=CONNECT_TIMEOUT_S)
+        return await channel.get_underlay_channel()
+
+
 def _is_open(connection: AbstractConnection) -> bool:
     """`AbstractConnection.is_closed` says only whether *we* closed it; the one below knows of the broker's end."""
     transport = connection.transport
@@ -133,6 +142,13 @@ async def discard(connection: AbstractConnection) -> None:
     """Close what is broken or never opened: aio-pika would do so when it is collected, maybe after the loop's end."""
     with contextlib.suppress(*LOST, amqp.AMQPError, RuntimeError):
         await connection.close()
+
+
+async def close_message_channel(channel: MessageChannel) -> None:
+    """Close it, if it is open. Nothing is sent on it meanwhile: for a frame behind the one that closes it the broker
+    ends the whole connection."""
+    channel.end()
+    await close_channel(channel.amqp)
 
 
 async def close_channel(channel: AbstractChannel) -> None:

@@ -32,7 +32,7 @@ commands:
   pay:
     handler: h
     timeout: 10s
-    schema: {type: object, required: [amount], properties: {amount: {type: integer}, order: {}, k: {}}}
+    schema: {type: object, required: [amount], properties: {amount: {type: integer}}}
     reply: {type: object, required: [id], properties: {id: {type: string}}}
   ask: {handler: any}
 handlers:
