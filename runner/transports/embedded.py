@@ -263,6 +263,8 @@ class EmbeddedTransport:
         left = [queue for queue, owner in private if not self._file.is_alive(owner)]
         if left:
             await self._file.write(lambda c: _drop_queues(c, left))
+        if any(consumer.is_single for consumer in self._consumers):
+            self._wake.set()  # another of this process may have let go of the queue, which no version tells
         await asyncio.sleep(LOOK_FOR_DEAD_S)
 
 
