@@ -25,7 +25,7 @@ BESIDE_PEERS = {
     "hop_latency": "the same, 100 orders a second",
     "saga": "runs of three steps, each kept before the next begins, as fast as it goes",
     "saga_latency": "the same, 20 runs a second",
-    "workers": "a hop by one process and by two",
+    "workers": "a hop by one process, by two and by four",
     "failing": "a hop that fails for some of the orders when it is first tried",
     "fanout": "an order that ten handlers take",
     "embedded": "hops and runs of three steps without a server: embedded broker, SQLite",

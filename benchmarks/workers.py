@@ -1,4 +1,4 @@
-"""One hop at saturation, by one process and by two, where broker and store want the cores too."""
+"""One hop at saturation, by one process, by two and by four, where broker and store want the cores too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BASE = "aio-pika, by hand × 1"
 
 def compare(servers: Servers, scale: Scale) -> Iterator[str]:
     systems: list[System] = []
-    for processes in (1, 2):
+    for processes in (1, 2, 4):
         label = f" × {processes}"
         systems += [Flowrun(store=store, processes=processes, label=label) for store in ("SQLite", "PostgreSQL")]
         if scale.peers:
@@ -26,4 +26,4 @@ def compare(servers: Servers, scale: Scale) -> Iterator[str]:
             ]
     results = interleave(hops.saturated(servers, systems, scale.of(EVENTS)), scale.rounds)
     yield from rate_table(results, what="events", base=BASE)
-    yield from plot.rates("workers", "One hop by one process and by two: events/s", results, scale)
+    yield from plot.rates("workers", "One hop by one process, by two and by four: events/s", results, scale)

@@ -81,7 +81,7 @@ class Outbox:
                 retry_at = clock() + RETRY_REFUSED_S
             self._stirred.clear()
             if not await self._safely(self._publish_all):
-                self._stirred.set()
+                self.poke()  # also for what was in hand: it stands in the store
                 await asyncio.sleep(PAUSE_S)
             elif not self._stirred.is_set():
                 self._idle.set()
@@ -106,11 +106,7 @@ class Outbox:
 
     async def _publish_asked(self, *, refused: bool = False) -> None:
         """What is in the store, the oldest first; what is in hand stands there, too."""
-        try:
-            rows = await self._store.outbox(BATCH, refused=refused)
-        except StoreError:
-            self._must_ask = True
-            raise
+        rows = await self._store.outbox(BATCH, refused=refused)
         self._must_ask |= len(rows) == BATCH
         self._asked_for = frozenset(row.position for row in rows)
         self._in_hand = [row for row in self._in_hand if row.position not in self._asked_for]

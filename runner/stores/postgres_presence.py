@@ -39,6 +39,8 @@ FAULTS = (
 _SQL = load_queries("runner.stores", "postgres_queries.sql")
 _Connection = Any  # asyncpg's stubs type pooled ones apart from others
 _log = logging.getLogger("flowrun.postgres")
+# While the server is away the pool tells each try with a traceback; what is wrong, our own calls say.
+logging.getLogger("asyncpg").setLevel(logging.CRITICAL)
 
 
 class Presence:

@@ -108,6 +108,7 @@ def test_a_store_that_goes_away_pauses_the_work_and_loses_nothing(
         assert not verdict.dead, "a store that is away is no fault of a message"
         assert runner.alive, "it went on by itself"
         assert "internal error" not in runner.output()
+        assert "Traceback" not in runner.output()
         assert called_again(site) == []
         again = Counter(handed.queue for handed in site.deliveries() if handed.redelivered)
         per_outage = max(again.values(), default=0) / outages

@@ -146,6 +146,20 @@ async def test_what_is_in_hand_and_in_the_store_is_published_once(parts: Any) ->
     assert await transport.depth(["q"]) == 0
 
 
+async def test_what_was_in_hand_when_publishing_broke_is_found_in_the_store(parts: Any) -> None:
+    store, transport = parts
+    broken = Faulty(transport, "publish", ZeroDivisionError())
+    outbox = Outbox(store, broken)
+    store.on_outgoing(outbox.add)
+    async with running(outbox):
+        await outbox.flush()
+        await store.commit(begin(1, outgoing=(outgoing(1),)))
+        assert await received(transport, 1) == ["m-1"]
+        await outbox.flush()
+    assert broken.failed == 1
+    assert (await store.backlog()).outbox == 0
+
+
 async def test_a_commit_that_hands_over_later_than_the_store_was_asked_is_published_once(parts: Any) -> None:
     store, transport = parts
     outbox = Outbox(store, transport)
