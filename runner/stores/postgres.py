@@ -83,6 +83,7 @@ class PostgresStore:
         self.traffic = PostgresTraffic(self._with, self._publish, schema=schema)
         self.gate = PostgresGate(self._with, commit=self._bring, own=self._let_in, hold=self._hold, schema=schema)
         self._known = Questions(self._which_stand)
+        self._tokens = Questions(self._take_tokens)
         self._hand_over: Callable[[Sequence[OutboxRow]], None] | None = None
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
@@ -249,10 +250,11 @@ class PostgresStore:
 
     async def known(self, run_id: str) -> bool:
         """See `StoreReader.known`. Every message asks, so that a query each would cost a fifth of the process."""
-        return await self._known.is_there(run_id)
+        return await self._known.put(run_id)
 
-    async def _which_stand(self, run_ids: Sequence[str]) -> Sequence[str]:
-        return [row["id"] for row in await self._with(lambda c: c.fetch(_SQL["known"], run_ids))]
+    async def _which_stand(self, run_ids: Sequence[str]) -> Sequence[bool]:
+        there = {row["id"] for row in await self._with(lambda c: c.fetch(_SQL["known"], run_ids))}
+        return [run_id in there for run_id in run_ids]
 
     async def holder(self, handler: str, key: str, now: datetime) -> str | None:
         """See `StoreReader.holder`."""
@@ -410,16 +412,32 @@ class PostgresStore:
     async def take_token(
         self, name: str, key: str, *, limit: int, period_s: float, burst: int, now: datetime
     ) -> float | None:
-        """See `RateLimits.take_token`."""
-        bucket = rows.Bucket(limit, period_s, burst, now)
-        which = (name, rows.storable(key))
+        """See `RateLimits.take_token`. Every message may ask, so that a commit each would cost more than its run."""
+        return await self._tokens.put((name, rows.storable(key), rows.Bucket(limit, period_s, burst, now)))
 
-        async def take(connection: _Connection) -> float | None:
-            await connection.execute(_SQL["forget_full_buckets"], bucket.now_ns)
-            if await connection.fetchval(_SQL["take_token"], *which, *bucket.values) is not None:
-                return None
-            full_at: int | None = await connection.fetchval(_SQL["full_at"], *which)
-            return bucket.wait_s(bucket.now_ns if full_at is None else full_at)
+    async def _take_tokens(self, asked: Sequence[tuple[str, str, rows.Bucket]]) -> Sequence[float | None]:
+        """For each, in order: None if it got a token, else the seconds until there is one."""
+        names, keys = rows.columns([(name, key) for name, key, _ in asked])
+
+        async def take(connection: _Connection) -> Sequence[float | None]:
+            async with connection.transaction():
+                for name in sorted(set(names)):
+                    await connection.execute(_SQL["lock_buckets"], f"flowrun buckets {self._schema} {name}")
+                await connection.execute(_SQL["forget_full_buckets"], min(bucket.now_ns for *_, bucket in asked))
+                found = await connection.fetch(_SQL["buckets"], names, keys)
+                full_at = {(row["name"], row["key"]): row["full_at"] for row in found}
+                waits: list[float | None] = []
+                taken: dict[tuple[str, str], int] = {}
+                for name, key, bucket in asked:
+                    before = taken.get((name, key), full_at.get((name, key), 0))
+                    after = bucket.take(before, early=True)
+                    waits.append(None if after is not None else bucket.wait_s(before))
+                    if after is not None:
+                        taken[name, key] = after
+                if taken:
+                    values = [(*which, at) for which, at in taken.items()]
+                    await connection.execute(_SQL["keep_buckets"], *rows.columns(values))
+                return waits
 
         return await self._with(take)
 

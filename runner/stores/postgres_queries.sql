@@ -416,11 +416,13 @@ WHERE (name, key) IN (
     SELECT name, key FROM buckets WHERE full_at <= $1 ORDER BY full_at LIMIT 10 FOR UPDATE SKIP LOCKED
 )
 
--- name: take_token  ($3: the time that a token takes, $4: the time that a full bucket lasts, $5: now; nanoseconds)
-INSERT INTO buckets AS b (name, key, full_at) VALUES ($1, $2, $5::bigint + $3::bigint)
-ON CONFLICT (name, key) DO UPDATE SET full_at = greatest(b.full_at, $5::bigint) + $3::bigint
-WHERE greatest(b.full_at, $5::bigint) + $3::bigint <= $5::bigint + $4::bigint
-RETURNING full_at
+-- name: lock_buckets
+SELECT pg_advisory_xact_lock(hashtext($1))
 
--- name: full_at
-SELECT full_at FROM buckets WHERE name = $1 AND key = $2
+-- name: buckets
+SELECT name, key, full_at FROM buckets
+WHERE (name, key) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+
+-- name: keep_buckets
+INSERT INTO buckets (name, key, full_at) SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
+ON CONFLICT (name, key) DO UPDATE SET full_at = excluded.full_at

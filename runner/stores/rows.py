@@ -84,13 +84,13 @@ class Bucket:
         Those who ask at once do so in another order than their clocks say: the last of a burst would be refused for
         being a moment early. So a token may be taken a hundredth of its time before it has come.
         """
-        early_ns = min(self.token_ns // 100, 10**9)
-        return self.token_ns, self.token_ns * self.burst + early_ns, self.now_ns
+        return self.token_ns, self.token_ns * self.burst + min(self.token_ns // 100, 10**9), self.now_ns
 
-    def take(self, full_at_ns: int) -> int | None:
-        """When it is full again, once a token is taken; None if there is none."""
-        after = max(full_at_ns, self.now_ns) + self.token_ns
-        return after if after <= self.now_ns + self.token_ns * self.burst else None
+    def take(self, full_at_ns: int, *, early: bool = False) -> int | None:
+        """When it is full again, once a token is taken, if it may be a little `early`; None if there is none."""
+        token_ns, all_ns, now_ns = self.values
+        after = max(full_at_ns, now_ns) + token_ns
+        return after if after <= now_ns + (all_ns if early else token_ns * self.burst) else None
 
     def opens_at(self, full_at_ns: int) -> int:
         """When there is a token, if there is none."""
