@@ -33,9 +33,16 @@ class Decision:
     """Runs for whose slot there is no room."""
     timed: list[tuple[int, str]] = field(default_factory=list)
     """Runs that wait for a token, and until when."""
+    left: list[str] = field(default_factory=list)
+    """Slots that such runs leave to others."""
     buckets: dict[str, int] = field(default_factory=dict)
     """The buckets that tokens were taken from, as `full_at` (see `Bucket`)."""
     closed_until: int | None = None
+
+    @property
+    def has_opened(self) -> bool:
+        """Others may step forward."""
+        return bool(self.opened or self.left)
 
     @property
     def opened(self) -> list[str]:
@@ -67,6 +74,7 @@ def decide(
                 break
             if after is None:
                 decision.timed.append((bucket.opens_at(before), each.run_id))
+                decision.left += [] if each.slot is None else [each.slot]
                 continue
             decision.buckets[each.bucket] = after
         if each.slot is not None:

@@ -165,6 +165,7 @@ class PostgresStore:
                 which = (wanted, SUSPECT_CRASHES, suspects)
                 taken = await connection.fetch(_SQL["take_due"], self._owner, rfc3339(now), limit, *which)
                 if left := limit - len(taken):
+                    await connection.execute(_SQL["let_go"])
                     taken += await connection.fetch(_SQL["take_orphans"], self._owner, left, *which)
                 await self.gate.go_on(connection, [row["id"] for row in taken])
                 return await _whole(connection, [row["id"] for row in taken])
@@ -191,8 +192,9 @@ class PostgresStore:
         return outcomes
 
     async def _let_in(self, connection: _Connection, run_ids: Sequence[str]) -> list[StoredRun]:
-        """Own runs that pass a gate; one that a person has seized meanwhile is left out."""
-        found = await connection.fetch(_SQL["own_let_in"], self._owner, run_ids) if run_ids else []
+        """Own runs that pass a gate; one that a person has seized meanwhile is left out, and so is a suspect."""
+        which = (self._owner, run_ids, SUSPECT_CRASHES)
+        found = await connection.fetch(_SQL["own_let_in"], *which) if run_ids else []
         owned = {row["id"] for row in found}
         return await _whole(connection, [run_id for run_id in run_ids if run_id in owned])
 

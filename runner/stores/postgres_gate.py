@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from runner.errors import StoreError
-from runner.records import SUSPECT_CRASHES, Change, GateRules, Passed, StoredRun
+from runner.records import Change, GateRules, Passed, StoredRun
 from runner.sql import load_queries
 from runner.stores import rows
 from runner.stores.gates import Candidate, Decision, bucket_name, decide, moment
@@ -100,7 +100,7 @@ class PostgresGate:
     async def _admit(self, connection: _Connection, rules: GateRules, now: datetime, limit: int) -> Passed:
         handler = rules.handler
         await connection.execute(_SQL["open_timed"], handler, rows.nanoseconds(now))
-        await connection.execute(_SQL["open_due"], handler, rfc3339(now), SUSPECT_CRASHES)
+        await connection.execute(_SQL["open_due"], handler, rfc3339(now))
         passed: list[StoredRun] = []
         closed_until: int | None = None
         asked = limit
@@ -116,7 +116,7 @@ class PostgresGate:
             await self._carry_out(connection, handler, decision)
             passed += await self._own(connection, [each.run_id for each in decision.let_in])
             closed_until = decision.closed_until
-            if len(candidates) < asked and not decision.opened:
+            if len(candidates) < asked and not decision.has_opened:
                 break
             asked = limit - len(passed)
         next_at = closed_until or await connection.fetchval(_SQL["next_timed"], handler)
@@ -130,6 +130,8 @@ class PostgresGate:
             await connection.execute(_SQL["full"], decision.full)
         if decision.timed:
             await connection.execute(_SQL["timed"], *rows.columns(decision.timed))
+        if decision.left:
+            await connection.execute(_SQL["next_for_slot"], [handler] * len(decision.left), decision.left)
         if decision.buckets:
             keys, full_at = rows.columns(list(decision.buckets.items()))
             await connection.execute(_SQL["keep_buckets"], bucket_name(handler), keys, full_at)

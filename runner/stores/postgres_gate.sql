@@ -62,12 +62,11 @@ WHERE state = 'full' AND place IN (
 -- name: open_timed
 UPDATE gate SET state = 'open', open_at = NULL WHERE handler = $1 AND state = 'timed' AND open_at <= $2
 
--- name: open_due  runs that have a slot only while they run, and go on
-UPDATE gate SET state = 'open'
+-- name: open_due  runs that have a slot only while they run, and go on: before all that have not begun
+UPDATE gate SET state = 'open', rank = -1
 WHERE state = 'parked' AND slot IS NOT NULL AND run_id IN (
     SELECT id FROM runs
     WHERE handler = $1 AND due_at IS NOT NULL AND due_at <= $2 AND owner IS NULL AND finished_at IS NULL
-        AND crashes < $3
 )
 
 -- name: candidates
@@ -103,4 +102,4 @@ SELECT min(open_at) FROM gate WHERE handler = $1 AND state = 'timed'
 SELECT count(*) FROM (SELECT FROM gate WHERE handler = $1 AND NOT begun LIMIT $2) AS counted
 
 -- name: gates
-SELECT DISTINCT handler FROM gate WHERE NOT begun
+SELECT handler FROM gate WHERE NOT begun UNION SELECT handler FROM gate WHERE slot IS NOT NULL

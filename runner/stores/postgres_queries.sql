@@ -8,8 +8,14 @@ SELECT pg_try_advisory_lock(hashtextextended($1, 0))
 -- name: give_up_lease
 DELETE FROM runners WHERE id = $1
 
--- name: put_down  who takes them next takes them at once, and no crash is counted
-UPDATE runs SET owner = NULL, due_at = started_at WHERE owner = $1 AND finished_at IS NULL
+-- name: put_down  who takes them next takes them at once, and no crash is counted. One that was seized at a gate waits on
+UPDATE runs SET owner = NULL, due_at = CASE WHEN state <> 'queued' OR request IS NOT NULL THEN started_at END
+WHERE owner = $1 AND finished_at IS NULL
+
+-- name: let_go  what somebody who died had seized at a gate waits on
+UPDATE runs SET owner = NULL, due_at = CASE WHEN request IS NOT NULL THEN started_at END
+WHERE finished_at IS NULL AND owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners WHERE lease_until >= now())
+    AND EXISTS (SELECT FROM gate WHERE run_id = runs.id AND NOT begun)
 
 -- name: free_keys  those that were held until now
 UPDATE runs SET key_until = NULL
@@ -263,15 +269,16 @@ WHERE lease_until < now() OR (
 )
 
 -- name: put_back  what is ours and not in our hands: the answer in which we got it was lost
-UPDATE runs SET owner = NULL, due_at = $2 WHERE owner = $1 AND finished_at IS NULL AND id <> ALL ($3::text[])
+UPDATE runs SET owner = NULL, due_at = CASE WHEN state <> 'queued' OR request IS NOT NULL THEN $2 END
+WHERE owner = $1 AND finished_at IS NULL AND id <> ALL ($3::text[])
 
--- name: take_due  but for those that need a slot
+-- name: take_due  but for those that need a slot and have none
 UPDATE runs SET owner = $1, due_at = NULL, woken = false, asleep = false
 WHERE id IN (
     SELECT id FROM runs
     WHERE due_at IS NOT NULL AND due_at <= $2 AND owner IS NULL AND finished_at IS NULL
         AND ($4::text[] IS NULL OR handler = ANY ($4)) AND (crashes >= $5) = $6
-        AND ($6 OR NOT EXISTS (SELECT FROM gate WHERE run_id = runs.id AND begun AND slot IS NOT NULL))
+        AND NOT EXISTS (SELECT FROM gate WHERE run_id = runs.id AND begun AND slot IS NOT NULL AND state <> 'running')
     ORDER BY due_at, id LIMIT $3 FOR UPDATE SKIP LOCKED
 )
 RETURNING id
@@ -286,10 +293,10 @@ WHERE id IN (
 )
 RETURNING id
 
--- name: own_let_in
+-- name: own_let_in  a suspect has its slot, and is left to who runs suspects
 UPDATE runs SET owner = $1, due_at = NULL, woken = false, asleep = false,
     state = CASE state WHEN 'queued' THEN 'running' ELSE state END
-WHERE id = ANY ($2::text[]) AND owner IS NULL AND finished_at IS NULL
+WHERE id = ANY ($2::text[]) AND owner IS NULL AND finished_at IS NULL AND crashes < $3
 RETURNING id
 
 -- name: seize

@@ -412,6 +412,7 @@ class SqliteStore:
         due = connection.execute(_SQL["due"], (now, wanted, limit, SUSPECT_CRASHES, suspects)).fetchall()
         orphans: list[tuple[str]] = []
         for owner in self._dead_among(connection.execute(_SQL["run_owners"])):
+            connection.execute(_SQL["let_go"], (owner,))
             values = (owner, wanted, limit - len(due) - len(orphans), SUSPECT_CRASHES, suspects)
             orphans += connection.execute(_SQL["runs_of"], values).fetchall()
         connection.executemany(_SQL["own_run"], [(self._owner, 0, run_id, SUSPECT_CRASHES) for (run_id,) in due])
@@ -425,8 +426,9 @@ class SqliteStore:
         return _apply(connection, change, self._owner, None) is not None
 
     def _let_in(self, connection: sqlite3.Connection, run_ids: Sequence[str]) -> list[StoredRun]:
-        """Own runs that pass a gate; one that a person has seized meanwhile is left out."""
-        own = [run_id for run_id in run_ids if connection.execute(_SQL["own_let_in"], (self._owner, run_id)).rowcount]
+        """Own runs that pass a gate; one that a person has seized meanwhile is left out, and so is a suspect."""
+        values = [(self._owner, run_id, SUSPECT_CRASHES) for run_id in run_ids]
+        own = [each[1] for each in values if connection.execute(_SQL["own_let_in"], each).rowcount]
         return [run for run_id in own if (run := _readable(connection, run_id)) is not None]
 
     def _take_outbox(self, connection: sqlite3.Connection, limit: int, refused: bool) -> list[OutboxRow]:

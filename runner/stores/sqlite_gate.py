@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from runner.records import SUSPECT_CRASHES, Change, GateRules, Passed, StoredRun
+from runner.records import Change, GateRules, Passed, StoredRun
 from runner.sql import load_queries
 from runner.sqlite_file import SqliteFile
 from runner.stores import rows
@@ -55,7 +55,7 @@ class SqliteGate:
     def _admit(self, connection: sqlite3.Connection, rules: GateRules, now: datetime, limit: int) -> Passed:
         handler, now_ns = rules.handler, rows.nanoseconds(now)
         connection.execute(_SQL["open_timed"], (handler, now_ns))
-        connection.execute(_SQL["open_due"], (handler, rfc3339(now), SUSPECT_CRASHES))
+        connection.execute(_SQL["open_due"], (handler, rfc3339(now)))
         passed: list[StoredRun] = []
         closed_until: int | None = None
         asked = limit
@@ -74,7 +74,7 @@ class SqliteGate:
             _carry_out(connection, handler, decision)
             passed += self._own(connection, [each.run_id for each in decision.let_in])
             closed_until = decision.closed_until
-            if len(candidates) < asked and not decision.opened:
+            if len(candidates) < asked and not decision.has_opened:
                 break
             asked = limit - len(passed)
         next_at = closed_until or connection.execute(_SQL["next_timed"], (handler,)).fetchone()[0]
@@ -116,5 +116,6 @@ def _carry_out(connection: sqlite3.Connection, handler: str, decision: Decision)
     connection.executemany(_SQL["next_in_line"], [(handler, line) for line in decision.opened])
     connection.executemany(_SQL["full"], [(run_id,) for run_id in decision.full])
     connection.executemany(_SQL["timed"], decision.timed)
+    connection.executemany(_SQL["next_for_slot"], [(handler, slot) for slot in decision.left])
     name = bucket_name(handler)
     connection.executemany(_SQL["keep_bucket"], [(name, key, full_at) for key, full_at in decision.buckets.items()])

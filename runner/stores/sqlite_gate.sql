@@ -39,12 +39,11 @@ WHERE place = (
 -- name: open_timed
 UPDATE gate SET state = 'open', open_at = NULL WHERE handler = ? AND state = 'timed' AND open_at <= ?
 
--- name: open_due  runs that have a slot only while they run, and go on
-UPDATE gate SET state = 'open'
+-- name: open_due  runs that have a slot only while they run, and go on: before all that have not begun
+UPDATE gate SET state = 'open', rank = -1
 WHERE state = 'parked' AND run_id IN (
     SELECT id FROM runs
     WHERE handler = ?1 AND due_at IS NOT NULL AND due_at <= ?2 AND owner IS NULL AND finished_at IS NULL
-        AND crashes < ?3
 ) AND slot IS NOT NULL
 
 -- name: candidates
@@ -77,4 +76,4 @@ SELECT min(open_at) FROM gate WHERE handler = ? AND state = 'timed'
 SELECT count(*) FROM (SELECT 1 FROM gate WHERE handler = ? AND NOT begun LIMIT ?)
 
 -- name: gates
-SELECT DISTINCT handler FROM gate WHERE NOT begun
+SELECT handler FROM gate WHERE NOT begun UNION SELECT handler FROM gate WHERE slot IS NOT NULL

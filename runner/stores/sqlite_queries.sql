@@ -184,11 +184,11 @@ INSERT INTO dead_letters (id, reason, handler, received_at, letter, body) VALUES
 ON CONFLICT (id) DO UPDATE
 SET received_at = excluded.received_at, letter = excluded.letter, body = excluded.body
 
--- name: due  runs whose time has come, but for those that need a slot
+-- name: due  runs whose time has come, but for those that need a slot and have none
 SELECT id FROM runs
 WHERE due_at IS NOT NULL AND due_at <= ?1 AND owner IS NULL AND finished_at IS NULL
     AND (?2 IS NULL OR handler IN (SELECT value FROM json_each(?2))) AND (crashes >= ?4) = ?5
-    AND (?5 OR NOT EXISTS (SELECT 1 FROM gate WHERE run_id = runs.id AND begun AND slot IS NOT NULL))
+    AND NOT EXISTS (SELECT 1 FROM gate WHERE run_id = runs.id AND begun AND slot IS NOT NULL AND state <> 'running')
 ORDER BY due_at, id LIMIT ?3
 
 -- name: run_owners
@@ -223,13 +223,18 @@ SELECT id, request FROM runs WHERE request IS NOT NULL AND owner = ?
 -- name: own_run  a crash is counted before it runs again; a suspect's by who runs it
 UPDATE runs SET owner = ?1, due_at = NULL, woken = 0, asleep = 0, crashes = crashes + (?2 AND crashes < ?4) WHERE id = ?3
 
--- name: own_let_in
+-- name: own_let_in  a suspect has its slot, and is left to who runs suspects
 UPDATE runs SET owner = ?1, due_at = NULL, woken = 0, asleep = 0,
     state = CASE state WHEN 'queued' THEN 'running' ELSE state END
-WHERE id = ?2 AND owner IS NULL AND finished_at IS NULL
+WHERE id = ?2 AND owner IS NULL AND finished_at IS NULL AND crashes < ?3
 
--- name: put_down  the runs of who leaves are due at once; it is no crash
-UPDATE runs SET owner = NULL, due_at = started_at WHERE finished_at IS NULL AND owner = ?
+-- name: put_down  the runs of who leaves are due at once; it is no crash. One that was seized at a gate waits on
+UPDATE runs SET owner = NULL, due_at = CASE WHEN state <> 'queued' OR request IS NOT NULL THEN started_at END
+WHERE finished_at IS NULL AND owner = ?
+
+-- name: let_go  what somebody who died had seized at a gate waits on
+UPDATE runs SET owner = NULL, due_at = CASE WHEN request IS NOT NULL THEN started_at END
+WHERE finished_at IS NULL AND owner = ? AND EXISTS (SELECT 1 FROM gate WHERE run_id = runs.id AND NOT begun)
 
 -- name: outbox_owners
 SELECT DISTINCT owner FROM outbox WHERE owner IS NOT NULL

@@ -13,12 +13,13 @@ from random import Random
 from typing import Any, ClassVar
 
 from runner.ports import AnyStore
-from runner.records import Change, GateRules, Intervention, Passed, Place, RunState, StoredRun, Tokens
+from runner.records import SUSPECT_CRASHES, Change, GateRules, Intervention, Passed, Place, RunState, StoredRun, Tokens
 from runner.testing.store_contract import START, at, begin, go_on, run_id
 
 HANDLER = "orders.place"
 PLAIN = GateRules(handler=HANDLER)
 FIVE_A_SECOND = GateRules(handler=HANDLER, tokens=Tokens(limit=5, period_s=1.0, burst=1))
+ONE_SLOT = GateRules(handler=HANDLER, slots=1)
 TWO_SLOTS = GateRules(handler=HANDLER, slots=2)
 
 
@@ -154,6 +155,16 @@ class GateContract:
             assert await store.commit(end(1))
             assert numbers(await store.gate.admit(one, START, 10)) == [2]
 
+    async def test_one_that_was_seized_and_is_let_go_waits_as_before(self) -> None:
+        async with self.store() as store:
+            await _all(store, in_line(1, "a"), in_line(2, "a"))
+            async with self.store() as other:
+                assert await other.seize(run_id(2)) is not None
+            assert numbers(await store.take(START + timedelta(days=1), 10)) == []
+            assert numbers(await store.gate.admit(PLAIN, START, 10)) == [1]
+            assert await store.commit(end(1))
+            assert numbers(await store.gate.admit(PLAIN, START, 10)) == [2]
+
     # --- slots
 
     async def test_a_slot_is_taken_while_a_run_runs_and_free_while_it_is_parked(self) -> None:
@@ -176,6 +187,28 @@ class GateContract:
             assert numbers(await store.gate.admit(TWO_SLOTS, START, 10)) == [1, 2]
             await store.gate.open(HANDLER)
             assert numbers(await store.gate.admit(GateRules(handler=HANDLER, slots=4), START, 10)) == [3, 4]
+
+    async def test_a_gate_is_known_while_a_run_is_parked_that_needs_a_slot_to_go_on(self) -> None:
+        async with self.store() as store:
+            await _all(store, queue(1, slot="x"))
+            assert numbers(await store.gate.admit(TWO_SLOTS, START, 10)) == [1]
+            assert await store.commit(park(1))
+            assert await store.gate.gates() == [HANDLER]
+
+    async def test_a_run_that_crashed_processes_needs_a_slot_as_well(self) -> None:
+        async with self.store() as store, self.store() as other:
+            await _all(store, queue(1, slot="x"), queue(2, slot="x"))
+            assert numbers(await store.gate.admit(ONE_SLOT, START, 10)) == [1]
+            for _ in range(SUSPECT_CRASHES):
+                assert await store.commit(go_on(1, suspect=True))
+            assert await store.commit(park(1))
+            assert numbers(await other.gate.admit(ONE_SLOT, START - timedelta(seconds=1), 10)) == [2]
+            assert numbers(await store.gate.admit(ONE_SLOT, START, 10)) == []
+            assert numbers(await store.take(START, 10, suspects=True)) == []
+            assert await other.commit(end(2))
+            assert numbers(await other.gate.admit(ONE_SLOT, START, 10)) == []  # the slot is kept for it
+            assert numbers(await store.take(START, 10)) == []
+            assert numbers(await store.take(START, 10, suspects=True)) == [1]
 
     # --- tokens
 
@@ -204,6 +237,24 @@ class GateContract:
             assert numbers(await store.gate.admit(rules, START, 10)) == [1]
             assert await store.commit(park(1))
             assert numbers(await store.gate.admit(rules, START, 10)) == [1]
+
+    async def test_a_run_that_goes_on_waits_behind_nobody_who_needs_a_token(self) -> None:
+        async with self.store() as store:
+            rules = GateRules(handler=HANDLER, tokens=FIVE_A_SECOND.tokens, slots=1)
+            await _all(store, queue(1, bucket="", slot="x", rank=5))
+            assert numbers(await store.gate.admit(rules, START, 10)) == [1]
+            assert await store.commit(park(1))
+            await _all(store, queue(2, bucket="", slot="y", rank=1))
+            assert numbers(await store.gate.admit(rules, START, 10)) == [1]
+
+    async def test_whoever_waits_for_a_token_keeps_a_free_slot_from_nobody(self) -> None:
+        async with self.store() as store:
+            rules = GateRules(handler=HANDLER, tokens=FIVE_A_SECOND.tokens, slots=1)
+            keyed = [queue(number, line=f"x {key}", slot="x", bucket=key) for number, key in enumerate("aab", 1)]
+            await _all(store, *keyed)
+            assert numbers(await store.gate.admit(rules, START, 10)) == [1]
+            assert await store.commit(end(1))
+            assert numbers(await store.gate.admit(rules, START, 10)) == [3]
 
     async def test_a_throttle_is_kept_to_within_a_percent_by_one_process_and_by_four(self) -> None:
         for processes in (1, 4):
