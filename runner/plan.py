@@ -629,6 +629,15 @@ class Plan:
     sources: Mapping[str, Mapping[str, str]]
     """For each plan hash, the texts (by file name) of the flow and of the schemas it uses."""
 
+    @property
+    def emitted(self) -> frozenset[str]:
+        """The events that something in the project publishes: steps, schedules, endpoints, feedback."""
+        programs = self.programs.values()
+        steps = {step.event for program in programs for step in program.every.values() if isinstance(step, Emit)}
+        feedback = {program.feedback.event for program in programs if program.feedback is not None}
+        behind = {endpoint.event for endpoint in self.ingress if endpoint.event is not None}
+        return frozenset(steps | feedback | behind | {schedule.event for schedule in self.schedules})
+
 
 # --- handlers, as the plan sees them -----------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.lang.bundle import Bundle, is_newer
 from runner.lang.declare import FlowDecl
-from runner.plan import Command, Emit, Exchange, Plan, Send
+from runner.plan import Command, Exchange, Plan, Send
 from runner.source import Document
 
 BINDING = "0.3.0"
@@ -170,7 +170,7 @@ class _Export:
 
     def _event_operations(self) -> Iterator[tuple[str, dict[str, Any]]]:
         plan = self._plan
-        emitted = _emitted(plan)
+        emitted = plan.emitted
         for event in plan.events.values():
             if event.name in emitted:
                 yield f"send.{event.name}", _send(event.name, mandatory=event.routed)
@@ -190,13 +190,6 @@ class _Export:
                 queue = self._plan.programs[command.handler].queue
                 operation = {**_receive(command.name, queue), "reply": _reply(command)}
                 yield f"{command.handler}.receives.{command.name}", operation
-
-
-def _emitted(plan: Plan) -> set[str]:
-    """The events that something in the project publishes."""
-    steps = {s.event for program in plan.programs.values() for s in program.every.values() if isinstance(s, Emit)}
-    behind = {endpoint.event for endpoint in plan.ingress if endpoint.event is not None}
-    return steps | behind | {schedule.event for schedule in plan.schedules}
 
 
 def _sent(plan: Plan) -> set[str]:

@@ -11,9 +11,10 @@ import click
 from runner.cli import difference, options, output
 from runner.cli.compiled import compiled
 from runner.expressions import Expression
-from runner.plan import Emit, Fail, Foreach, Parallel, Plan, Program, Send, Step, Switch, Use, Wait, WaitFor
+from runner.plan import Emit, Fail, Foreach, Parallel, Plan, Program, RateLimit, Send, Step, Switch, Use, Wait, WaitFor
 from runner.settings import Settings, load_settings
 from runner.times import format_duration
+from runner.values import as_text
 
 
 @click.command("plan")
@@ -54,7 +55,7 @@ def _text(plan: Plan) -> Iterator[str]:
     yield ""
     yield from output.table(["EXCHANGE", "TYPE"], [(e.name, e.type) for e in topology.exchanges])
     yield ""
-    rows = [(q.name, " ".join(f"{k}={v}" for k, v in sorted(q.arguments.items()))) for q in topology.queues]
+    rows = [(q.name, " ".join(f"{k}={as_text(v)}" for k, v in sorted(q.arguments.items()))) for q in topology.queues]
     yield from output.table(["QUEUE", "ARGUMENTS"], rows)
     yield ""
     bindings = [(b.exchange, b.pattern, b.queue) for b in topology.bindings]
@@ -97,10 +98,40 @@ def _program(program: Program) -> Iterator[str]:
         yield f"  within {format_duration(program.timeout_s)}"
     for cancel in program.cancel_on:
         yield f"  cancelled by {cancel.event}{_matching(cancel.fields)}"
+    yield from (f"  {line}" for line in _traffic(program))
     yield from _steps(program.steps, "  ")
     if program.on_failure:
         yield "  on failure"
         yield from _steps(program.on_failure, "    ")
+
+
+def _traffic(program: Program) -> Iterator[str]:
+    """What holds its messages and runs in bounds."""
+    gate, limit, breaker, feedback = program.gate, program.rate_limit, program.breaker, program.feedback
+    if limit is not None:
+        yield f"{'drops' if program.drops else 'refuses'} more than {_limit(limit)}"
+    if gate is not None:
+        if gate.partition is not None:
+            yield "one after the other in each partition"
+        if gate.slots is not None:
+            yield f"{gate.slots.limit} at once for each value of a key"
+        if gate.throttle is not None:
+            yield f"begins no more than {_limit(gate.throttle)}"
+        if gate.priority is not None:
+            yield "by priority"
+        yield f"queues {gate.most:,}, then {'refuses' if gate.rejects else 'takes no'} more"
+    if breaker is not None:
+        per = "a plugin" if breaker.per_plugin else "it"
+        within, pause = format_duration(breaker.period_s), format_duration(breaker.pause_s)
+        yield f"pauses for {pause} when {per} fails {breaker.failures} times within {within}"
+    if feedback is not None:
+        yield f"tells {feedback.event} above a lag of {feedback.above:,} and below {feedback.below:,}"
+
+
+def _limit(limit: RateLimit) -> str:
+    key = "" if limit.key is None else " for each value of a key"
+    burst = "" if limit.burst == limit.limit else f", {limit.burst} at once"
+    return f"{limit.limit:,} in {format_duration(limit.period_s)}{key}{burst}"
 
 
 def _steps(steps: tuple[Step, ...], indent: str) -> Iterator[str]:
@@ -196,6 +227,7 @@ def _program_json(program: Program) -> dict[str, object]:
         "command": program.command,
         "concurrency": program.concurrency,
         "timeout_s": program.timeout_s,
+        "traffic": list(_traffic(program)),
         "cancel_on": [{"event": cancel.event, "match": list(cancel.fields)} for cancel in program.cancel_on],
         "routes": [{"events": sorted(route.events), "when": _source(route.when)} for route in program.routes],
         "steps": [_step_json(step) for step in program.steps],

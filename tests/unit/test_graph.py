@@ -27,6 +27,7 @@ events:
   withdrawn: {external: true}
   due: {}
   many: {}
+  pressure: {}
 commands:
   charge: {handler: bank.charge}
   refund: {handler: bank.refund}
@@ -55,7 +56,9 @@ handlers:
             two: [{wait_for: {event: paid, timeout: 1h}, catch: [{do: [{emit: lost}]}]}]
       - {emit: shipped}
     on_failure: [{emit: failed}]
-  report: {steps: [{wait: {until: event.at | default("<b>#1</b>")}}, {emit: many}]}
+  report:
+    feedback: {event: pressure, above: {lag: 100}, below: {lag: 10}}
+    steps: [{wait: {until: event.at | default("<b>#1</b>")}}, {emit: many}]
 """
 BANK = """\
 flow: bank
@@ -105,6 +108,7 @@ def test_every_message_has_its_line(shop: Path) -> None:
         ("event.many", "event", "", fulfil),
         ("event.many", "event", "", report),
         (fulfil, "event", "", "event.shipped"),  # nobody takes it
+        (report, "event", "", "event.pressure"),
         (fulfil, "command", "charge", bank + "charge"),
         (bank + "charge", "event", "paid, awaited", fulfil),
         # after a failure

@@ -65,9 +65,37 @@ PROGRAM = """\
 """
 
 
-def planned(folder: Path, *options: str) -> str:
+TRAFFIC = """\
+flow: shop
+events: {placed: {external: true, subject: a}, pressure: {}}
+routes: [{on: placed, to: book}]
+handlers:
+  book:
+    rate_limit: {limit: 1000, period: 1m}
+    partition_by: subject
+    concurrency: {limit: 2, key: "{{ event.bank }}"}
+    throttle: {limit: 10, period: 1s, burst: 1, key: "{{ event.bank }}"}
+    priority: 3
+    queue: {max: 50000, on_full: reject}
+    circuit_breaker: {failures: 5, per: plugin}
+    feedback: {event: pressure, above: {lag: 10000}, below: {lag: 1000}}
+    steps: []
+"""
+BOUNDS = [
+    "refuses more than 1,000 in 1m 00s",
+    "one after the other in each partition",
+    "2 at once for each value of a key",
+    "begins no more than 10 in 1 s for each value of a key, 1 at once",
+    "by priority",
+    "queues 50,000, then refuses more",
+    "pauses for 30 s when a plugin fails 5 times within 1m 00s",
+    "tells pressure above a lag of 10,000 and below 1,000",
+]
+
+
+def planned(folder: Path, *options: str, flow: str = FLOW) -> str:
     (folder / "flows").mkdir()
-    (folder / "flows/shop.yaml").write_text(FLOW)
+    (folder / "flows/shop.yaml").write_text(flow)
     (folder / "flowrun.yaml").write_text("project: shop\n")
     done = CliRunner().invoke(command, ["-C", str(folder), *options], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -105,3 +133,13 @@ def test_as_json_it_says_the_same(tmp_path: Path) -> None:
     assert (steps["both"]["wait"], steps["both"]["timeout_s"], left["action"]) == ("any", 60, "wait")
     assert (right["in"], right["as"], right["concurrency"], right["until"]) == ("event.lines", "line", 2, "line.enough")
     assert [step["action"] for step in right["do"]] == ["stop"]
+
+
+def test_what_holds_its_traffic_in_bounds_is_shown_by_handler(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    shown = planned(tmp_path / "one", flow=TRAFFIC)
+    assert "\n".join(f"  {line}" for line in BOUNDS) in shown
+    assert "x-single-active-consumer=true" in shown
+    (tmp_path / "two").mkdir()
+    (program,) = json.loads(planned(tmp_path / "two", "--json", flow=TRAFFIC))["programs"]
+    assert program["traffic"] == BOUNDS

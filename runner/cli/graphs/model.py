@@ -169,6 +169,8 @@ def _traffic(plan: Plan) -> Mapping[str, _Traffic]:
         key = _key(program)
         for cancel in program.cancel_on:
             traffic[cancel.event].takers[key] = "cancels"
+        if program.feedback is not None:
+            traffic[program.feedback.event].made_by(key, after_failure=False)
         for step, after_failure in _all(program):
             if isinstance(step, Emit):
                 traffic[step.event].made_by(key, after_failure)

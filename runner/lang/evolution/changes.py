@@ -11,7 +11,7 @@ from runner.lang.evolution.compatibility import Written
 from runner.lang.load import Sources
 from runner.lang.payloads import Payload, Payloads
 from runner.lang.project import Declarations, gather
-from runner.plan import Emit, Plan, Send, WaitFor
+from runner.plan import Plan, Send, WaitFor
 from runner.source import Document, Node, Span
 
 Level = Literal["breaking", "unknown", "compatible"]
@@ -85,10 +85,8 @@ class Side:
         )
 
     def makes(self, event: str) -> bool:
-        """Whether something here publishes the event: a step, a schedule, an endpoint."""
-        plan = self.plan
-        emits = {step.event for p in plan.programs.values() for step in p.every.values() if isinstance(step, Emit)}
-        return event in emits | {each.event for each in plan.schedules} | {each.event for each in plan.ingress}
+        """Whether something here publishes the event."""
+        return event in self.plan.emitted
 
     def doer(self, command: str) -> tuple[str, ...]:
         """Who does a command."""
