@@ -236,10 +236,9 @@ async def call(ctx: Context, *, n: int) -> None:
 """
 
 
-@pytest.mark.parametrize("controls", ["", "priority: 1"], ids=["at once", "by a gate"])
-@pytest.mark.parametrize("per", ["handler", "plugin"])
+@pytest.mark.parametrize(("per", "controls"), [("handler", ""), ("plugin", "priority: 1")])
 def test_a_partner_that_is_down_costs_some_failures_and_probes_and_all_is_done_afterwards(
-    shop: Callable[[str], Shop], controls: str, per: str
+    shop: Callable[[str], Shop], per: str, controls: str
 ) -> None:
     here = shop("")
     (here.root / "plugins/partner.py").write_text(BREAKING)
