@@ -10,11 +10,18 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
-from services import PostgresServer, RabbitServer, find_postgres, find_rabbitmq, free_port
+from services import (
+    PostgresServer,
+    RabbitServer,
+    find_postgres,
+    find_rabbitmq,
+    free_port,
+    install_if_root_on_debian,
+)
 
 from benchmarks import meters
 
-__all__ = ["Servers", "both", "free_port"]
+__all__ = ["Servers", "both", "free_port", "install_if_root_on_debian"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,12 @@ READY_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
 CTL_TIMEOUT_S = 60.0
 VHOSTS_A_BATCH = 20
-APT_PACKAGES = {"RabbitMQ": "rabbitmq-server", "PostgreSQL": "postgresql", "Graphviz": "graphviz"}
+APT_PACKAGES = {
+    "RabbitMQ": "rabbitmq-server",
+    "PostgreSQL": "postgresql",
+    "Graphviz": "graphviz",
+    "librabbitmq": "librabbitmq-dev",
+}
 ASYNCAPI = Path(__file__).parent / "asyncapi"
 """Where AsyncAPI's own parser is installed, which needs Node.js."""
 
