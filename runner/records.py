@@ -452,11 +452,13 @@ class Circuit(msgspec.Struct, frozen=True):
 
 
 class GateRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What holds at a handler's gate: the throttle's tokens, and how many runs there may be for one slot."""
+    """What holds at a handler's gate: the throttle's tokens, and how many runs there may be for one slot. While it
+    `is_shut`, only those pass that have passed before, and go on."""
 
     handler: str
     tokens: Tokens | None = None
     slots: int | None = None
+    is_shut: bool = False
 
 
 HELD = "9999"

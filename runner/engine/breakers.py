@@ -23,10 +23,12 @@ OPENED, CLOSED = "flowrun.circuit.opened", "flowrun.circuit.closed"
 """The events of the log that tell of it."""
 PROBE_S = 10.0
 """So much longer than its timeout a probe is waited for: its process may have died."""
+MISSED_S = 10.0
+"""After so long nobody is expected to try who might."""
 PAUSE_S = 1.0
 
 _log = logging.getLogger("flowrun.circuit")
-State = Literal["closed", "open", "half_open"]
+State = Literal["closed", "open", "probed", "half_open"]
 
 
 class Breakers:
@@ -37,19 +39,26 @@ class Breakers:
         self._clock = clock
         self._project = project
         self._known: Mapping[str, Circuit] = {}
+        self._probed: set[str] = set()
+        """The circuits that let an attempt of ours through, which is not over."""
 
     async def look(self) -> None:
         """Learn what other processes have met. Raises StoreError."""
         self._known = await self._store.circuits()
 
     def state(self, program: Program) -> State:
-        """Whether a program's runs may go on: none while a circuit of it is open, or a probe is under way, and one if
-        somebody is to try."""
-        found = [self._known[name] for name in circuits_of(program) if name in self._known]
+        """Of a program's circuits: while one is open none of its runs may try, nor while it is being probed, which may
+        be over at any moment; half-open, one may."""
+        now = rfc3339(self._clock.now())
+        missed = rfc3339(self._clock.now() - timedelta(seconds=MISSED_S))
+        known = [self._known[name] for name in circuits_of(program) if name in self._known]
+        # Where nobody tries though he may, no run is at such a step; the rest need not pass one by one for that.
+        found = [circuit for circuit in known if max(circuit.open_until, circuit.probe_until or "") > missed]
         if not found:
             return "closed"
-        now = rfc3339(self._clock.now())
-        return "open" if any(circuit.lets_in_at(now) > now for circuit in found) else "half_open"
+        if any(circuit.open_until > now for circuit in found):
+            return "open"
+        return "probed" if any(circuit.lets_in_at(now) > now for circuit in found) else "half_open"
 
     def retry_after_s(self, program: Program) -> float | None:
         """How long one of its circuits is still open; None if none is."""
@@ -65,11 +74,14 @@ class Breakers:
         if name is None or circuit is None:
             return None
         now = self._clock.now()
-        if (until := circuit.lets_in_at(rfc3339(now))) > rfc3339(now):
-            return parse_time(until)
+        if circuit.open_until > rfc3339(now):
+            return parse_time(circuit.open_until)
+        if circuit.lets_in_at(rfc3339(now)) > rfc3339(now):
+            return now + timedelta(seconds=PAUSE_S)  # the probe may be over long before it must be
         probe_until = now + timedelta(seconds=step.timeout_s + PROBE_S)
         try:
             if await self._store.probe(name, now, probe_until):
+                self._probed.add(name)
                 _log.info("the circuit of %s lets one attempt through", name)
                 await self.look()
                 return None
@@ -79,12 +91,18 @@ class Breakers:
         return now + timedelta(seconds=PAUSE_S)
 
     async def note(self, program: Program, step: Use | Send, outcome: Done | Failed) -> None:
-        """An attempt is over. What is not retryable was answered all the same."""
+        """An attempt is over. What is not retryable was answered all the same. One that was cut short says nothing,
+        but that another must be let through in its place, if it was."""
         name = _circuit_of(program, step)
-        if name is None or (isinstance(outcome, Failed) and outcome.over is not None):
+        if name is None:
+            return
+        was_probe = name in self._probed
+        self._probed.discard(name)
+        is_cut_short = isinstance(outcome, Failed) and outcome.over is not None
+        if is_cut_short and not was_probe:
             return
         try:
-            if isinstance(outcome, Failed) and outcome.error.retryable:
+            if isinstance(outcome, Failed) and (is_cut_short or outcome.error.retryable):
                 await self._failed(name, program, outcome)
             elif name in self._known:
                 await self._succeeded(name)
@@ -100,8 +118,9 @@ class Breakers:
         if not is_open:
             return
         if name not in self._known:
-            times = f"{breaker.failures} failures within {format_duration(breaker.period_s)}"
-            _log.warning("the circuit of %s opens: %s, the last %s", name, times, failure.error.type)
+            times = "a failure" if breaker.failures == 1 else f"{breaker.failures} failures"
+            within, last = format_duration(breaker.period_s), failure.error.type
+            _log.warning("the circuit of %s opens: %s within %s, the last %s", name, times, within, last)
         await self.look()
 
     async def _succeeded(self, name: str) -> None:

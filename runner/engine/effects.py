@@ -67,12 +67,12 @@ class Effects:
         key = frame.key(step)
         if (not_now := self._not_now(run, step, frame)) is not None:
             return not_now
-        if (closed_until := await self._breakers.closed_until(run.program, step)) is not None:
-            return Parked(at_most(closed_until, run, frame))
         inputs = own(step.inputs(run.scope(key, frame)))
         if not isinstance(inputs, dict):
             message = "`with` must give an object"
             return Failed(Error(type="invalid_input", message=message, retryable=False, step=key))
+        if (closed_until := await self._breakers.closed_until(run.program, step)) is not None:
+            return Parked(at_most(closed_until, run, frame))
         failed = run.history.attempts.get(key, [])
         attempt = len(failed) + 1
         started = self._clock.now()
@@ -83,6 +83,7 @@ class Effects:
             await commit(run)
             started = self._clock.now()
             if (over := self.over(run, step, frame)) is not None:  # while we committed
+                await self._breakers.note(run.program, step, over)
                 return over
         limit = self._attempt_limit(run, step, frame, started)
         context = Context(
@@ -130,9 +131,7 @@ class Effects:
         elif sent is None or sent.attempt < attempt:
             if (not_now := self._not_now(run, step, frame)) is not None:
                 return not_now
-            if (closed_until := await self._breakers.closed_until(run.program, step)) is not None:
-                return Parked(at_most(closed_until, run, frame))
-            return self._send_out(run, step, frame, attempt, again)
+            return await self._send_out(run, step, frame, attempt, again)
         declared = run.plan.commands[step.command]
         started, deadline = parse_time(sent.sent_at), parse_time(sent.deadline)
         answer = run.answers.get(sent.command_id)
@@ -149,7 +148,9 @@ class Effects:
             return replace(over, unknown=outcome.unknown)
         return self._retry(run, step, frame, outcome, attempt, started)
 
-    def _send_out(self, run: Run, step: Send, frame: Frame, attempt: int, again: CommandSent | None) -> Failed | Parked:
+    async def _send_out(
+        self, run: Run, step: Send, frame: Frame, attempt: int, again: CommandSent | None
+    ) -> Failed | Parked:
         key = frame.key(step)
         number = run.history.asked.get(key, 0)
         command_id = again.command_id if again is not None else run.derived(f"{key}\0command\0{number}")
@@ -168,6 +169,8 @@ class Effects:
             )
         except emit_step.PayloadError as error:
             return Failed(Error(type="invalid_input", message=str(error), retryable=False, step=key))
+        if (closed_until := await self._breakers.closed_until(run.program, step)) is not None:
+            return Parked(at_most(closed_until, run, frame))
         run.note(
             CommandSent(
                 step_id=key,

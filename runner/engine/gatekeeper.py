@@ -9,6 +9,8 @@ from contextlib import suppress
 from datetime import datetime
 from itertools import count
 
+from msgspec.structs import replace
+
 from runner.errors import StoreError
 from runner.plan import Program
 from runner.ports import Clock, GateStore
@@ -24,7 +26,8 @@ _log = logging.getLogger("flowrun.gate")
 class Gatekeeper:
     """The one task of a process that lets runs in. `poke` it when one has come, is parked or has ended.
 
-    `room` says how many runs of a handler may begin here now; `take_up` gets each that is let in, and owned.
+    `room` says how many runs of a handler may go on here now, `is_shut` that none may begin; `take_up` gets each that
+    is let in, and owned.
     With `only_these`, runs of handlers that are not in `programs` are left to other processes.
     """
 
@@ -36,6 +39,7 @@ class Gatekeeper:
         gate: GateStore,
         clock: Clock,
         room: Callable[[str], int],
+        is_shut: Callable[[str], bool],
         take_up: Callable[[StoredRun], None],
     ) -> None:
         self._rules = {program.name: rules_of(program) for program in programs if program.gate is not None}
@@ -43,6 +47,7 @@ class Gatekeeper:
         self._gate = gate
         self._clock = clock
         self._room = room
+        self._is_shut = is_shut
         self._take_up = take_up
         self._poked = asyncio.Event()
         self._next_at: dict[str, datetime] = {}
@@ -73,6 +78,7 @@ class Gatekeeper:
         self._next_at.pop(rules.handler, None)
         if room <= 0:
             return  # whoever ends makes room, and pokes
+        rules = replace(rules, is_shut=self._is_shut(rules.handler))
         passed = await self._gate.admit(rules, self._clock.now(), room)
         for run in passed.runs:
             self._take_up(run)
@@ -89,8 +95,9 @@ class Gatekeeper:
                 await self._gate.open(handler)
 
     def _pause_s(self) -> float:
+        """Other processes make room as well, and poke nobody here."""
         now = self._clock.now()
-        return min((max(0.001, (each - now).total_seconds()) for each in self._next_at.values()), default=POLL_S)
+        return min([POLL_S, *(max(0.001, (each - now).total_seconds()) for each in self._next_at.values())])
 
 
 def rules_of(program: Program) -> GateRules:

@@ -203,6 +203,7 @@ class Worker:
             gate=gate,
             clock=clock,
             room=self._room,
+            is_shut=self._is_shut,
             take_up=self._take_up,
         )
 
@@ -319,7 +320,7 @@ class Worker:
         """What comes to a gate is accepted all the same while a circuit is open."""
         if lane.program.gate is not None:
             return 0 if lane.is_full else lane.program.concurrency
-        return {"closed": lane.program.concurrency, "half_open": 1, "open": 0}[self.breakers.state(lane.program)]
+        return {"closed": lane.program.concurrency, "half_open": 1}.get(self.breakers.state(lane.program), 0)
 
     async def _consume_one_by_one(
         self, queue: str, work: Callable[[Delivery], Coroutine[None, None, None]]
@@ -517,8 +518,13 @@ class Worker:
             return 0
         if lane is None:
             return TAKE - self._resuming[handler]
-        most = {"closed": lane.program.concurrency, "half_open": 1, "open": 0}[self.breakers.state(lane.program)]
+        most = {"probed": 0, "half_open": 1}.get(self.breakers.state(lane.program), lane.program.concurrency)
         return most - self._resuming[handler]
+
+    def _is_shut(self, handler: str) -> bool:
+        """None of its runs may begin, because a circuit is open; those that have begun may have other things to do."""
+        lane = self._lanes.get(handler)
+        return lane is not None and self.breakers.state(lane.program) == "open"
 
     def _take_up(self, stored: StoredRun) -> None:
         self._resuming[stored.started.handler] += 1
@@ -733,7 +739,8 @@ class Worker:
     def _handlers_with_room(self) -> Collection[str] | None:
         """None is all, also those that the plan no longer has."""
         full = {name for name, number in self._resuming.items() if number >= TAKE}
-        full |= {name for name, lane in self._lanes.items() if self.breakers.state(lane.program) != "closed"}
+        few = ("probed", "half_open")  # while a circuit is open, runs that wait for it are not due, but others are
+        full |= {name for name, lane in self._lanes.items() if self.breakers.state(lane.program) in few}
         if not full:
             return self._handlers
         return [name for name in self._handlers or self._lanes if name not in full]
@@ -746,7 +753,11 @@ class Worker:
     def _wake_at(self, due_at: datetime) -> None:
         delay_s = max(0.0, (due_at - self._clock.now()).total_seconds())
         if delay_s < TIMER_S:
-            asyncio.get_running_loop().call_later(delay_s + 0.001, self._due.set)
+            asyncio.get_running_loop().call_later(delay_s + 0.001, self._something_is_due)
+
+    def _something_is_due(self) -> None:
+        self._due.set()
+        self._gatekeeper.poke()
 
     async def _resume_in_lane(self, stored: StoredRun) -> None:
         lane = self._lanes.get(stored.started.handler)

@@ -105,7 +105,8 @@ class PostgresGate:
         closed_until: int | None = None
         asked = limit
         while asked > 0 and closed_until is None:
-            candidates = [Candidate(**row) for row in await connection.fetch(_SQL["candidates"], handler, asked)]
+            found = await connection.fetch(_SQL["candidates"], handler, rules.is_shut, asked)
+            candidates = [Candidate(**row) for row in found]
             decision = decide(
                 candidates,
                 rules,

@@ -71,7 +71,7 @@ WHERE state = 'parked' AND slot IS NOT NULL AND run_id IN (
 
 -- name: candidates
 SELECT run_id, line, is_ordered, slot, bucket FROM gate
-WHERE handler = $1 AND state = 'open' ORDER BY rank, place LIMIT $2
+WHERE handler = $1 AND state = 'open' AND (begun OR NOT $2) ORDER BY rank, place LIMIT $3
 
 -- name: running
 SELECT slot, count(*) FROM gate

@@ -60,9 +60,10 @@ class SqliteGate:
         closed_until: int | None = None
         asked = limit
         while asked > 0 and closed_until is None:
+            found = connection.execute(_SQL["candidates"], (handler, rules.is_shut, asked))
             candidates = [
                 Candidate(run_id=run_id, line=line, is_ordered=bool(is_ordered), slot=slot, bucket=bucket)
-                for run_id, line, is_ordered, slot, bucket in connection.execute(_SQL["candidates"], (handler, asked))
+                for run_id, line, is_ordered, slot, bucket in found
             ]
             decision = decide(
                 candidates,

@@ -48,7 +48,7 @@ WHERE state = 'parked' AND run_id IN (
 
 -- name: candidates
 SELECT run_id, line, is_ordered, slot, bucket FROM gate
-WHERE handler = ? AND state = 'open' ORDER BY rank, place LIMIT ?
+WHERE handler = ? AND state = 'open' AND (begun OR NOT ?) ORDER BY rank, place LIMIT ?
 
 -- name: running
 SELECT slot, count(*) FROM gate

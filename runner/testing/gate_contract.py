@@ -188,6 +188,15 @@ class GateContract:
             await store.gate.open(HANDLER)
             assert numbers(await store.gate.admit(GateRules(handler=HANDLER, slots=4), START, 10)) == [3, 4]
 
+    async def test_a_gate_that_is_shut_lets_those_go_on_that_have_begun(self) -> None:
+        async with self.store() as store:
+            await _all(store, queue(1, slot="x"), queue(2, slot="y"), queue(3))
+            assert numbers(await store.gate.admit(ONE_SLOT, START, 1)) == [1]
+            assert await store.commit(park(1))
+            shut = GateRules(handler=HANDLER, slots=1, is_shut=True)
+            assert numbers(await store.gate.admit(shut, START, 10)) == [1]
+            assert numbers(await store.gate.admit(ONE_SLOT, START, 10)) == [2, 3]
+
     async def test_a_gate_is_known_while_a_run_is_parked_that_needs_a_slot_to_go_on(self) -> None:
         async with self.store() as store:
             await _all(store, queue(1, slot="x"))
