@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patterns import FLOWS
 from served import served
 
 from runner.errors import RetryableError
@@ -19,9 +20,6 @@ from runner.handler import Context, handler
 from runner.message import decode_json
 from runner.records import Error, RunState
 from runner.testing import FlowKit, KitRun
-
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "patterns.md").read_text(encoding="utf-8")
-FLOWS = {re.findall(r"^flow: (\w+)", text)[0]: text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)}
 
 
 class World:
@@ -33,8 +31,9 @@ class World:
         self.request: Callable[..., Awaitable[Any]] = self._nothing
 
     def handlers(self) -> Iterable[Callable[..., Awaitable[Any]]]:
-        names = ("shelf.pick", "shelf.put_back", "parcels.hand_over", "bank.charge", "prices.ask")
-        return [*(self._handler(name) for name in names), self._http()]
+        shop = ("shelf.pick", "shelf.put_back", "parcels.hand_over", "bank.charge", "prices.ask")
+        tours = ("tours.hold", "tours.confirm", "tours.release")
+        return [*(self._handler(name) for name in (*shop, *tours)), self._http()]
 
     async def _nothing(self, ctx: Context, **fields: Any) -> Any:
         raise AssertionError("no pattern asks this")
@@ -52,6 +51,7 @@ class World:
             if name in self.down:
                 raise RetryableError("away")
             self.done.append(name)
+            return name
 
         return act
 
@@ -283,6 +283,42 @@ async def test_a_producer_is_told_that_it_took_too_long() -> None:
     assert done.emitted == (("quote.expired", {"sku": "x", "because": "timeout"}),)
 
 
+async def test_a_tour_that_is_booked_in_time_is_planned() -> None:
+    world = World()
+    async with pattern("tours", world) as kit:
+        done = await kit.finish(await begun(kit, "parcel.packed", {"parcel": "p"}))
+    assert done.emitted == (("parcel.planned", {"parcel": "p", "tour": "tours.confirm"}),)
+    assert world.done == ["tours.hold", "tours.confirm"]
+
+
+async def test_a_tour_that_takes_too_long_is_told_to_caller_and_producer_and_nothing_of_it_stands() -> None:
+    world = World()
+    world.down = {"tours.confirm"}
+    async with pattern("tours", world) as kit:
+        done = await kit.finish(await begun(kit, "parcel.packed", {"parcel": "p"}))
+        (booking,) = [run for run in await kit.store.runs(limit=10) if run.handler == "tours.book"]
+        assert (await kit.look(booking.id)).emitted == (("tour.missed", {"parcel": "p"}),)
+        told_producer = await kit.send("tour.missed", {"parcel": "p"}, handler="tours.clear_shelf")
+        assert told_producer is not None
+        assert told(told_producer) == ["shelf.cleared"]
+    assert done.state is RunState.COMPLETED
+    assert done.emitted == (("parcel.posted", {"parcel": "p"}),)
+    assert [sent.command for sent in kit.sent] == ["tour.book", "tour.release"]
+    assert world.done[0] == "tours.hold"
+    assert set(world.done[1:]) == {"tours.release"}
+
+
+async def test_a_tour_of_which_nothing_is_heard_is_released_all_the_same() -> None:
+    async with pattern("tours") as kit:
+        run = await begun(kit, "parcel.packed", {"parcel": "p"})
+        await kit.clock.sleep_until(kit.sent[-1].deadline)
+        await kit.resume(run)
+        assert kit.sent[-1].command == "tour.release"
+        await kit.answer(kit.sent[-1].id)
+        done = await kit.finish(run)
+    assert done.emitted == (("parcel.posted", {"parcel": "p"}),)
+
+
 async def test_an_invoice_that_is_not_paid_is_reminded_of() -> None:
     async with pattern("reminders") as kit:
         done = await kit.finish(await begun(kit, "invoice.sent", {"invoice": 1}))
@@ -311,5 +347,5 @@ async def test_a_webhook_that_is_signed_is_taken_once_and_another_is_refused() -
 
 
 def test_every_pattern_of_the_page_was_tried() -> None:
-    tried = re.findall(r'pattern\("(\w+)"', Path(__file__).read_text(encoding="utf-8"))
-    assert set(FLOWS) == set(tried)
+    pages = [file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("test_*patterns.py")]
+    assert set(FLOWS) == set(re.findall(r'pattern\("(\w+)"', "".join(pages)))
