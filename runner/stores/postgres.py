@@ -140,7 +140,7 @@ class PostgresStore:
         except OwnershipError:
             self._held.discard(change.run_id)
             raise
-        if _is_parted_with(change) or (is_new and not applied):
+        if rows.is_parted_with(change) or (is_new and not applied):
             self._held.discard(change.run_id)
         return applied
 
@@ -629,22 +629,24 @@ class PostgresStore:
             await self.gate.lock(connection, {gate for c in changes if (gate := _gate_of(c)) is not None})
             begun = await self._begin(connection, changes)
             standing = [c for c in changes if c.started is None or id(c) in begun]
-            owned = await self._set_states(connection, [c for c in standing if _changes_state(c)])
-            valid = [c for c in standing if not _changes_state(c) or c.run_id in owned]
+            owned = await self._set_states(connection, [c for c in standing if c.started is None])
+            valid = [c for c in standing if c.started is not None or c.run_id in owned]
             outgoing = await self._append(connection, valid)
+            if any(_is_handed_over(c) for c in valid):
+                await self._ring(connection)
         return [_outcome(change, begun, owned) for change in changes], outgoing
 
     async def _begin(self, connection: _Connection, changes: Sequence[Change]) -> set[int]:
         """Which changes (by `id`) began their run; of two that begin the same one, the first."""
         first = {c.run_id: c for c in reversed(changes) if c.started is not None}
-        values = [rows.run_values(c, c.started) for c in first.values() if c.started is not None]
+        values = [rows.run_values(c, c.started, self._owner) for c in first.values() if c.started is not None]
         if not values:
             return set()
         starts = [c.started for c in first.values() if c.started is not None]
         keys = [(started.handler, started.key, started.started_at) for started in starts if started.key is not None]
         if keys:
             await connection.execute(_SQL["free_keys"], *rows.columns(keys))
-        found = await connection.fetch(_SQL["begin_runs"], *rows.columns(values), self._owner)
+        found = await connection.fetch(_SQL["begin_runs"], *rows.columns(values))
         return {id(first[row["id"]]) for row in found}
 
     async def _set_states(self, connection: _Connection, changes: list[Change]) -> set[str]:
@@ -658,7 +660,7 @@ class PostgresStore:
                 c.finished_at,
                 rows.error_text(c.error),
                 c.key_until,
-                int(c.suspect and c.started is None),
+                int(c.suspect),
                 int(c.forgive),
                 int(c.asleep),
             )
@@ -668,8 +670,6 @@ class PostgresStore:
         if holding:
             await connection.execute(_SQL["free_keys_of"], *rows.columns(holding))
         found = await connection.fetch(_SQL["set_states"], *rows.columns(values), SUSPECT_CRASHES, self._owner)
-        if any(_is_handed_over(c) for c in changes):
-            await self._ring(connection)
         return {row["id"] for row in found}
 
     async def _append(self, connection: _Connection, changes: list[Change]) -> list[OutboxRow]:
@@ -796,15 +796,6 @@ def _expects_a_version(change: Change) -> bool:
     return any(event.expected is not None for event in change.events)
 
 
-def _changes_state(change: Change) -> bool:
-    return change.started is None or _is_parted_with(change)
-
-
-def _is_parted_with(change: Change) -> bool:
-    """Afterwards the run is nobody's: it is parked, over, or waits to be let in."""
-    return change.due_at is not None or change.finished_at is not None or change.place is not None
-
-
 def _gate_of(change: Change) -> str | None:
     """The handler at whose gate the change does something."""
     return change.gate if change.place is None else change.place.handler
@@ -819,7 +810,7 @@ def _is_handed_over(change: Change) -> bool:
 def _outcome(change: Change, begun: set[int], owned: set[str]) -> bool | StoreError:
     if change.started is not None and id(change) not in begun:
         return False
-    if _changes_state(change) and change.run_id not in owned:
+    if change.started is None and change.run_id not in owned:
         return OwnershipError.of(change.run_id)
     return True
 

@@ -29,12 +29,15 @@ WHERE runs.id <> u.id AND runs.handler = mine.handler AND runs.key = mine.key AN
 
 -- name: begin_runs  a run that stands already, or whose key is held, is left out
 INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, caller,
-    owner)
-SELECT u.*, $14
+    due_at, finished_at, error, asleep, owner)
+SELECT u.id, u.flow, u.handler, u.plan_hash, u.state, u.trigger, u.trace, u.data, u.started_at, u.key, u.key_until,
+    u.crashes, u.caller, u.due_at, u.finished_at, u.error, u.asleep = 1, u.owner
 FROM unnest(
     $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::text[],
-    $10::text[], $11::text[], $12::integer[], $13::text[]
-) AS u
+    $10::text[], $11::text[], $12::integer[], $13::text[], $14::text[], $15::text[], $16::text[], $17::integer[],
+    $18::text[]
+) AS u (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, caller, due_at,
+    finished_at, error, asleep, owner)
 ON CONFLICT DO NOTHING
 RETURNING id
 
@@ -55,7 +58,7 @@ UPDATE runs SET state = u.state,
         WHEN runs.key IS NOT NULL THEN u.key_until
     END,
     request = CASE WHEN u.finished_at IS NULL THEN request END,
-    owner = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL AND u.state <> 'queued' THEN $11 END
+    owner = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN $11 END
 FROM unnest(
     $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::integer[], $9::integer[]
 ) AS u (id, state, due_at, finished_at, error, key_until, suspect, forgive, asleep)

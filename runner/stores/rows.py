@@ -124,8 +124,16 @@ def error_beginning(kind: str) -> str:
     return f'{{"type":{text(kind)},'
 
 
-def run_values(change: Change, started: RunStarted) -> tuple[Any, ...]:
-    """id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, caller."""
+def is_parted_with(change: Change) -> bool:
+    """Afterwards the run is nobody's: it is parked, over, or waits to be let in."""
+    return change.due_at is not None or change.finished_at is not None or change.place is not None
+
+
+def run_values(change: Change, started: RunStarted, owner: str) -> tuple[Any, ...]:
+    """id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, caller, due_at,
+    finished_at, error, asleep, owner: of a run that begins, as the change leaves it."""
+    is_parted = is_parted_with(change)
+    held_until = HELD if change.finished_at is None else change.key_until
     return (
         started.run_id,
         started.flow,
@@ -137,9 +145,14 @@ def run_values(change: Change, started: RunStarted) -> tuple[Any, ...]:
         started.data,
         started.started_at,
         started.key,
-        None if started.key is None else HELD,
-        int(change.suspect),
+        None if started.key is None else held_until,
+        int(change.suspect and not is_parted),
         None if started.caller is None else text(started.caller),
+        change.due_at,
+        change.finished_at,
+        error_text(change.error),
+        int(change.asleep),
+        None if is_parted else owner,
     )
 
 

@@ -474,29 +474,10 @@ def _apply(
     connection: sqlite3.Connection, change: Change, owner: str, sender: str | None
 ) -> Sequence[OutboxRow] | None:
     """What it sends, for `sender` to publish; None if its run stands already, or its key is held."""
-    started = change.started
-    parked = change.due_at is not None or change.finished_at is not None or change.place is not None
-    if started is not None and not _begin(connection, change, started, owner):
+    if change.started is None:
+        _set_state(connection, change, owner)
+    elif not _begin(connection, change, change.started, owner):
         return None
-    if started is None or parked:
-        values = {
-            "state": str(change.state),
-            "due_at": change.due_at,
-            "finished_at": change.finished_at,
-            "error": rows.error_text(change.error),
-            "holder": None if parked else owner,
-            "suspect": change.suspect and started is None,
-            "forgive": change.forgive,
-            "limit": SUSPECT_CRASHES,
-            "key_until": change.key_until,
-            "asleep": change.asleep,
-            "id": change.run_id,
-            "owner": owner,
-        }
-        if change.key_until is not None and change.finished_at is None:
-            connection.execute(_SQL["free_key_of"], (change.run_id, change.due_at))
-        if connection.execute(_SQL["set_state"], values).rowcount == 0:
-            raise OwnershipError.of(change.run_id)
     connection.executemany(_SQL["add_record"], rows.record_values(change))
     for event in change.events:
         if event.expected is not None:
@@ -521,7 +502,28 @@ def _send(connection: sqlite3.Connection, message: Outgoing, sender: str | None)
 def _begin(connection: sqlite3.Connection, change: Change, started: RunStarted, owner: str) -> bool:
     if started.key is not None:
         connection.execute(_SQL["free_key"], (started.handler, started.key, started.started_at))
-    return connection.execute(_SQL["begin_run"], (*rows.run_values(change, started), owner)).rowcount == 1
+    return connection.execute(_SQL["begin_run"], rows.run_values(change, started, owner)).rowcount == 1
+
+
+def _set_state(connection: sqlite3.Connection, change: Change, owner: str) -> None:
+    values = {
+        "state": str(change.state),
+        "due_at": change.due_at,
+        "finished_at": change.finished_at,
+        "error": rows.error_text(change.error),
+        "holder": None if rows.is_parted_with(change) else owner,
+        "suspect": change.suspect,
+        "forgive": change.forgive,
+        "limit": SUSPECT_CRASHES,
+        "key_until": change.key_until,
+        "asleep": change.asleep,
+        "id": change.run_id,
+        "owner": owner,
+    }
+    if change.key_until is not None and change.finished_at is None:
+        connection.execute(_SQL["free_key_of"], (change.run_id, change.due_at))
+    if connection.execute(_SQL["set_state"], values).rowcount == 0:
+        raise OwnershipError.of(change.run_id)
 
 
 def _cancel_if_it_came(connection: sqlite3.Connection, run_id: str) -> None:

@@ -7,8 +7,8 @@ WHERE id <> ?1 AND key_until <= ?2 AND (handler, key) = (SELECT handler, key FRO
 
 -- name: begin_run  insert a run; an id that stands already, or a key that is held, changes nothing
 INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, caller,
-    owner)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    due_at, finished_at, error, asleep, owner)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING
 
 -- name: set_state  what a commit says of its run; one that is put down in good order is forgiven its last suspicion

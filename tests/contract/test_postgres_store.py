@@ -360,7 +360,7 @@ class TestPostgresStore(GateContract, TrafficContract, ProjectionContract, Store
         columns = "id, flow, handler, plan_hash, state, trigger, trace, data, started_at"
         await connection.execute(
             f"INSERT INTO runs ({columns}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-            *rows.run_values(begin(1), started(1))[:9],
+            *rows.run_values(begin(1), started(1), "")[:9],
         )
         events = "INSERT INTO events (id, type, source, version, time, correlation_id, data) VALUES "
         await connection.execute(events + "('1', 't', 's', 1, '', '', 'a'), ('1', 't', 's', 2, '', '', 'b')")

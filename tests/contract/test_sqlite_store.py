@@ -131,7 +131,7 @@ class TestSqliteStore(GateContract, TrafficContract, ProjectionContract, StoreCo
             connection.execute("CREATE TABLE schema_version (part TEXT PRIMARY KEY, version INTEGER NOT NULL)")
             connection.execute("INSERT INTO schema_version VALUES ('store', 1)")
             columns = "id, flow, handler, plan_hash, state, trigger, trace, data, started_at"
-            values = rows.run_values(begin(1), started(1))[:9]
+            values = rows.run_values(begin(1), started(1), "")[:9]
             connection.execute(f"INSERT INTO runs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
             events = "INSERT INTO events (id, type, source, version, time, correlation_id, data) VALUES "
             connection.execute(events + "('1', 't', 's', 1, '', '', x'61'), ('1', 't', 's', 2, '', '', x'62')")
