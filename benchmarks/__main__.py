@@ -30,6 +30,7 @@ BESIDE_PEERS = {
     "fanout": "an order that ten handlers take",
     "embedded": "hops and runs of three steps without a server: embedded broker, SQLite",
     "grown": "a hop with an empty store and with a million events in it",
+    "traffic": "what a handler's limits, order and breaker cost a hop; and an order of many keys beside one of few",
     "resume": "a thousand runs that were in the middle when their process was killed",
 }
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,11 +31,11 @@ def opened(url: str) -> Iterator[BlockingChannel]:
         connection.close()
 
 
-def declare(url: str, *queues: str, kind: str) -> None:
+def declare(url: str, *queues: str, kind: str, arguments: Mapping[str, object] = {}) -> None:
     """Durable queues of a kind: `quorum` or `classic`."""
     with opened(url) as channel:
         for queue in queues:
-            channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
+            channel.queue_declare(queue, durable=True, arguments={**arguments, "x-queue-type": kind})
 
 
 def bind(url: str, exchange: str, exchange_type: str, bindings: dict[str, str]) -> None:

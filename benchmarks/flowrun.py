@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import amqp, orders, project
 from benchmarks.servers import Servers
 from benchmarks.systems import OUT, Workers
+from runner.plan import SINGLE_ACTIVE_CONSUMER
 
 PROJECT = "bench"
 EXCHANGE = f"{PROJECT}.events"
@@ -172,7 +173,10 @@ def project_of(flow: str, *, topology: str = "declare") -> Iterator[Path]:
 def _declare(folder: Path, broker: str, kind: str) -> None:
     """What `flowrun plan` says, but with queues of that kind: flowrun itself declares quorum queues only. And `out`."""
     plan: dict[str, Any] = json.loads(project.run("plan", "--json", cwd=folder))
-    amqp.declare(broker, *(queue["name"] for queue in plan["queues"]), OUT, kind=kind)
+    amqp.declare(broker, OUT, kind=kind)
+    for queue in plan["queues"]:
+        ordered = {key: value for key, value in queue["arguments"].items() if key == SINGLE_ACTIVE_CONSUMER}
+        amqp.declare(broker, queue["name"], kind=kind, arguments=ordered)
     for exchange in plan["exchanges"]:
         bindings = [b for b in plan["bindings"] if b["exchange"] == exchange["name"]]
         amqp.bind(broker, exchange["name"], exchange["type"], {b["queue"]: b["pattern"] for b in bindings})

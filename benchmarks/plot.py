@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.rounds import Figures, Results, Scale
 
 FOLDER = Path(__file__).parent / "plots"
-WIDTH, LABEL, ROW, TOP = 720, 190, 26, 40
+WIDTH, LABEL, ROW, TOP = 720, 250, 26, 40
 BARS = WIDTH - LABEL - 90
 OURS, THEIRS, WHISKER = "#2563eb", "#9ca3af", "#111827"
 
@@ -23,6 +23,11 @@ def rates(name: str, title: str, results: Results, scale: Scale) -> Iterator[str
 def latencies(name: str, title: str, results: Results, scale: Scale) -> Iterator[str]:
     """The 99th percentile: the shorter, the better."""
     yield from _draw(name, title, results, scale, lambda figures: figures.percentile_ms(99), "{:.1f}")
+
+
+def costs(name: str, title: str, results: Results, scale: Scale) -> Iterator[str]:
+    """The CPU that a message takes: the shorter, the better."""
+    yield from _draw(name, title, results, scale, lambda figures: figures.cpu_us, "{:,.0f}")
 
 
 def _draw(

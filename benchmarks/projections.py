@@ -54,9 +54,9 @@ def measure() -> Iterator[str]:
     yield f"|{' --- |' * len(HEAD)}"
     with tempfile.TemporaryDirectory(prefix="flowrun-bench-") as name:
         yield asyncio.run(_row("SQLite", SqliteStore(SqliteFile(f"{name}/bench.db"))))
-    with servers.both() as urls:
-        if urls is not None:
-            yield asyncio.run(_row("PostgreSQL", PostgresStore(urls[1], "bench")))
+    with servers.both() as those:
+        if those is not None:
+            yield asyncio.run(_row("PostgreSQL", PostgresStore(those.store(), "bench")))
 
 
 async def _row(name: str, opened: AnyStore) -> str:

@@ -37,6 +37,11 @@ class Figures:
     peak_mb: float
     latencies_ms: Sequence[float] = ()
 
+    @property
+    def cpu_us(self) -> float:
+        """Of worker, broker and store together."""
+        return self.worker_us + self.broker_us + self.store_us
+
     def percentile_ms(self, percent: int) -> float:
         """Of the latencies: 50 for the median."""
         ordered = sorted(self.latencies_ms)
@@ -65,9 +70,10 @@ class Results:
         return [measure(figures) for figures in self.rounds[name] if figures is not None]
 
     def ratios(self, name: str, base: str, measure: Callable[[Figures], float]) -> list[float]:
-        """That figure against the base's, within each round."""
+        """That figure against the base's, within each round; without those that were too short for the meters."""
         pairs = zip(self.rounds[name], self.rounds[base], strict=True)
-        return [measure(one) / measure(other) for one, other in pairs if one is not None and other is not None]
+        both = [(measure(one), measure(other)) for one, other in pairs if one is not None and other is not None]
+        return [one / other for one, other in both if other]
 
 
 def figures(messages: int, before: Reading, after: Reading, peak_mb: float, latencies_ms: Sequence[float]) -> Figures:
@@ -102,7 +108,23 @@ def rate_table(results: Results, *, what: str, base: str) -> Iterator[str]:
 
 def latency_table(results: Results, *, base: str) -> Iterator[str]:
     """Markdown: the 99th percentile, against the base, and what a message costs."""
-    yield from _table(results, base, "p99 ms", lambda figures: figures.percentile_ms(99), "{:.1f}", with_median=True)
+    median = _Aside("p50 ms", lambda figures: figures.percentile_ms(50), "{:.1f}")
+    yield from _table(results, base, "p99 ms", lambda figures: figures.percentile_ms(99), "{:.1f}", median)
+
+
+def cost_table(results: Results, *, what: str, base: str) -> Iterator[str]:
+    """Markdown: the CPU that a message takes of all, against the base, which a shared machine moves less than rates."""
+    rate = _Aside(f"{what}/s", lambda figures: figures.rate, "{:,.0f}")
+    yield from _table(results, base, "CPU µs of all", lambda figures: figures.cpu_us, "{:,.0f}", rate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """A column before that of what is compared, in which only the median stands."""
+
+    what: str
+    measure: Callable[[Figures], float]
+    form: str
 
 
 def _table(
@@ -111,22 +133,22 @@ def _table(
     what: str,
     measure: Callable[[Figures], float],
     form: str,
-    with_median: bool = False,
+    aside: _Aside | None = None,
 ) -> Iterator[str]:
-    p50 = " p50 ms |" if with_median else ""
+    beside = "" if aside is None else f" {aside.what} |"
     yield (
-        f"| |{p50} {what}, median (min–max) | × {base}, a round | CPU µs a message: worker · broker · store "
+        f"| |{beside} {what}, median (min–max) | × {base}, a round | CPU µs a message: worker · broker · store "
         "| peak MB | guarantees |"
     )
-    yield f"| --- |{' --- |' if p50 else ''} --- | --- | --- | --- | --- |"
+    yield f"| --- |{' --- |' if aside else ''} --- | --- | --- | --- | --- |"
     for contestant in results.contestants:
         name = contestant.name
         if not results.of(name, measure):
-            yield f"| {name} |{' |' if p50 else ''} failed | | | | {contestant.guarantees} |"
+            yield f"| {name} |{' |' if aside else ''} failed | | | | {contestant.guarantees} |"
             continue
         cells = [name]
-        if with_median:
-            cells.append(form.format(statistics.median(results.of(name, lambda each: each.percentile_ms(50)))))
+        if aside is not None:
+            cells.append(aside.form.format(statistics.median(results.of(name, aside.measure))))
         cells.append(_spread(results.of(name, measure), form))
         ratios = results.ratios(name, base, measure) if base in results.rounds else []
         cells.append(_spread(ratios, "{:.2f}") if ratios else "")

@@ -100,6 +100,17 @@ def test_the_requests_shown_are_answered_as_it_says(tmp_path: Path) -> None:
     assert len(requests) == 2
 
 
+def test_the_bounds_shown_fit_the_handler_shown(tmp_path: Path) -> None:
+    with Shop(tmp_path, root=tmp_path) as shop:
+        shop.run("init", "hello")
+        [bounds] = [block for block in YAML if "throttle:" in block]
+        flow = tmp_path / "hello/flows/hello.yaml"
+        text = flow.read_text()
+        assert "  greet:\n" in text
+        flow.write_text(text.replace("  greet:\n", f"  greet:\n{bounds}"))
+        assert shop.run("validate", "-C", "hello").stdout == "1 file valid.\n"
+
+
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)$", README, re.MULTILINE):

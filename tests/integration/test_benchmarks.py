@@ -15,7 +15,7 @@ TINY = Scale(rounds=1, part=0.001, peers=False)
 
 @pytest.mark.rabbitmq
 @pytest.mark.postgres
-@pytest.mark.parametrize("name", ["hop", "saga_latency", "embedded"])
+@pytest.mark.parametrize("name", ["hop", "saga_latency", "embedded", "traffic"])
 def test_a_case_runs_and_prints_a_row_for_each_flowrun(
     name: str, rabbit_server: RabbitServer, postgres_server: PostgresServer
 ) -> None:

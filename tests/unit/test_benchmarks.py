@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from xml.etree import ElementTree
 
 from benchmarks import orders, plot
-from benchmarks.rounds import BenchError, Contestant, Figures, interleave, latency_table, rate_table
+from benchmarks.rounds import BenchError, Contestant, Figures, cost_table, interleave, latency_table, rate_table
 
 
 def contestant(name: str, rates: list[float | None], seen: list[str]) -> Contestant:
@@ -54,6 +54,11 @@ def test_who_never_made_it_has_a_row_all_the_same() -> None:
 def test_a_latency_table_has_the_median_and_the_99th_percentile() -> None:
     results = interleave([contestant("a", [20], [])], 1)
     assert list(latency_table(results, base="a"))[2].startswith("| a | 2.0 | 20.0 (20.0–20.0) | 1.00 (1.00–1.00) |")
+
+
+def test_a_cost_table_compares_the_cpu_of_all_three_and_has_the_rate() -> None:
+    results = interleave([contestant("a", [20], [])], 1)
+    assert list(cost_table(results, what="events", base="a"))[2].startswith("| a | 20 | 6 (6–6) | 1.00 (1.00–1.00) |")
 
 
 def test_a_chart_is_xml_whatever_the_names_are() -> None:
