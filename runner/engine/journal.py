@@ -32,6 +32,11 @@ class Batches:
         self._waiting: list[Delivery] = []
         self._is_working = False
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is in hand."""
+        return not self._is_working
+
     def deliver(self, delivery: Delivery) -> None:
         """Take one; it is done soon."""
         self._waiting.append(delivery)

@@ -34,6 +34,7 @@ from runner.message import Delivery, identity
 from runner.plan import Plan, Program
 from runner.ports import (
     Clock,
+    Deliver,
     Doorbell,
     EventLog,
     GateStore,
@@ -95,10 +96,12 @@ class _Lane:
     """Ends its consuming; None if it does not consume."""
     prefetch: int = 0
     """With which it consumes; 0 if it does not."""
+    coming: Batches | None = None
+    """Messages on their way to its gate, if it has one."""
     is_full: bool = False
-    """More runs wait at its gate than may."""
-    room: int = 0
-    """So many runs may come to its gate before those that wait there are counted again."""
+    """More runs wait at its gate than may. Messages are given back until none is in hand: so they stay in order."""
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while its consuming begins or ends."""
 
     @property
     def name(self) -> str:
@@ -283,21 +286,25 @@ class Worker:
 
     async def _consume(self, lane: _Lane, prefetch: int) -> None:
         """Consume with so many messages in hand at most, from now on; with 0, not at all."""
-        stop, lane.stop, lane.prefetch = lane.stop, None, prefetch
-        if stop is not None:
-            await stop()
-        if prefetch == 0:
-            return
+        async with lane.changing:
+            prefetch = 0 if self._draining else prefetch
+            stop, lane.stop, lane.prefetch = lane.stop, None, prefetch
+            if stop is not None:
+                await stop()
+            if prefetch > 0:
+                lane.stop = await self._transport.consume(lane.program.queue, prefetch, self._deliver_to(lane))
 
+    def _deliver_to(self, lane: _Lane) -> Deliver:
         def deliver(delivery: Delivery) -> None:
             self._spawn(self._serve(lane, delivery))
 
         def come(batch: Sequence[Delivery]) -> Awaitable[None]:
             return self._in_hand(batch, lambda: self._come(lane, batch))
 
-        if lane.program.gate is not None:
-            deliver = Batches(come, self._spawn).deliver
-        lane.stop = await self._transport.consume(lane.program.queue, prefetch, deliver)
+        if lane.program.gate is None:
+            return deliver
+        lane.coming = Batches(come, self._spawn)
+        return lane.coming.deliver
 
     async def _regulate(self) -> None:
         """Consume as much as there is room for, and as circuits let through."""
@@ -305,7 +312,7 @@ class Worker:
             await self.breakers.look()
         for lane in self._lanes.values():
             gate = lane.program.gate
-            if lane.is_full and gate is not None:
+            if lane.is_full and gate is not None and (lane.coming is None or lane.coming.is_idle):
                 enough = gate.most - gate.most // 10
                 lane.is_full = await self._gate.waiting(lane.program.name, enough) >= enough
             wanted = self._wanted_prefetch(lane)
@@ -317,9 +324,10 @@ class Worker:
                     _log.warning("%s; trying again", error)
 
     def _wanted_prefetch(self, lane: _Lane) -> int:
-        """What comes to a gate is accepted all the same while a circuit is open."""
-        if lane.program.gate is not None:
-            return 0 if lane.is_full else lane.program.concurrency
+        """What comes to a gate is accepted all the same while a circuit is open. No more is in hand there than there is
+        room for when it is consumed again: what is given back too often, RabbitMQ takes for poison."""
+        if (gate := lane.program.gate) is not None:
+            return 0 if lane.is_full else min(lane.program.concurrency, max(1, gate.most // 10))
         return {"closed": lane.program.concurrency, "half_open": 1}.get(self.breakers.state(lane.program), 0)
 
     async def _consume_one_by_one(
@@ -461,10 +469,12 @@ class Worker:
     async def _come(self, lane: _Lane, batch: Sequence[Delivery]) -> None:
         """Bring the runs of a batch to the gate of their handler, in the order of the messages."""
         program = lane.program
+        if lane.is_full:  # else these would overtake those that were given back
+            await self._settle(*batch, accept=False)
+            return
         coming = [(delivery, await self._read_or_bury(program, delivery)) for delivery in batch]
         known = [(delivery, each) for delivery, each in coming if each is not None]
-        room = await self._room_at_gate(lane, len(known))
-        lane.room = room - len(known[:room])
+        room = await self._room_at_gate(program, len(known))
         changes = [_comes(each) for _, each in known[:room]]
         came: list[Delivery] = []
         for (delivery, each), is_new in zip(known, await self._gate.come(changes) if changes else (), strict=False):
@@ -491,12 +501,9 @@ class Worker:
             await self._bury_internal(program, delivery, error)
             return None
 
-    async def _room_at_gate(self, lane: _Lane, wanted: int) -> int:
-        gate = lane.program.gate
-        assert gate is not None
-        if lane.room < wanted:
-            lane.room = gate.most - await self._gate.waiting(lane.program.name, gate.most)
-        return min(lane.room, wanted)
+    async def _room_at_gate(self, program: Program, wanted: int) -> int:
+        assert program.gate is not None
+        return min(wanted, program.gate.most - await self._gate.waiting(program.name, program.gate.most))
 
     async def _turn_away(self, lane: _Lane, deliveries: Sequence[Delivery]) -> None:
         """Too many wait already: refuse these, or leave them to the broker, and take no more for now."""

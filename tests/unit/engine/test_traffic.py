@@ -178,3 +178,31 @@ async def test_a_circuit_that_nobody_tries_does_not_make_the_rest_go_one_by_one(
         assert await breakers.closed_until(program, step) is None  # as the one that is let through
         assert breakers.state(program) == "probed"
         assert await breakers.closed_until(program, step) is not None
+
+
+@pytest.mark.parametrize("most", [1, 3, 40])
+async def test_what_is_given_back_because_the_queue_is_full_stays_in_order(most: int) -> None:
+    done: list[int] = []
+
+    @handler("note")
+    async def note(ctx: Context, *, n: int) -> None:
+        done.append(n)
+
+    bench = Bench(
+        f"""
+flow: f
+events: {{e: {{external: true, schema: {{required: [n, key], properties: {{n: {{type: integer}}, key: {{}}}}}}}}}}
+routes: [{{on: e, to: h}}]
+handlers:
+  h:
+    partition_by: "{{{{ event.key }}}}"
+    queue: {{max: {most}}}
+    steps: [{{use: note, with: {{n: "{{{{ event.n }}}}"}}}}]
+""",
+        [note],
+    )
+    async with bench.working():
+        for n in range(150):
+            await bench.send(f"m-{n}", payload={"n": n, "key": "one"})
+        await ended(bench, 150)
+    assert done == list(range(150))
