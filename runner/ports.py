@@ -301,7 +301,7 @@ class GateStore(Protocol):
         ...
 
     async def open(self, handler: str) -> None:
-        """Whoever waits for a slot may look again: there may be more of them than before."""
+        """Whoever waits for a slot or a token may look again: there may be more of them than before."""
         ...
 
 

@@ -83,7 +83,8 @@ def summary(status: Status) -> str:
     ]
     queued = sum(f.queued for f in figures)
     parts += [f"{queued:,} queued"] if queued else []
-    parts += [f"{len(status.circuits)} circuits open"] if status.circuits else []
+    open_ones = len(status.circuits)
+    parts += [f"{open_ones} circuit{'s' if open_ones > 1 else ''} open"] if open_ones else []
     parts += [f"{backlog.outbox:,} in the outbox"] if backlog.outbox else []
     parts += [f"{backlog.refused:,} that no queue takes"] if backlog.refused else []
     parts += [f"{backlog.suspects:,} suspects"] if backlog.suspects else []

@@ -87,7 +87,7 @@ class Gatekeeper:
 
     async def _look_for_others(self, *, is_first: bool) -> None:
         """Runs wait also at gates that the files have no more; nothing holds them up there. And there may be more
-        slots than before."""
+        slots and tokens than before."""
         for handler in await self._gate.gates():
             if handler not in self._rules and (self._only_these is None or handler in self._only_these):
                 self._rules[handler] = GateRules(handler=handler)

@@ -75,7 +75,8 @@ class Pressure:
         load, program = self._loads.get(handler), self._plan.programs.get(handler)
         if load is None or not load.is_high or program is None or program.feedback is None:
             return None
-        wait_s = (load.lag - program.feedback.below) / load.rate if load.rate else LONGEST_WAIT_S
+        rate = min(load.rate, _most_a_second(program))
+        wait_s = (load.lag - program.feedback.below) / rate if rate else LONGEST_WAIT_S
         return float(math.ceil(min(LONGEST_WAIT_S, max(SHORTEST_WAIT_S, wait_s))))
 
     async def look(self) -> None:
@@ -122,6 +123,12 @@ class Pressure:
         if await self._traffic.tell(program.name, is_high, *event):
             _log.warning("%s is %s: %d messages lie before it", program.name, _WORDS[is_high], lag)
             self._poke()
+
+
+def _most_a_second(program: Program) -> float:
+    """How many of its runs begin, whatever comes."""
+    throttle = None if program.gate is None else program.gate.throttle
+    return math.inf if throttle is None or throttle.key is not None else throttle.limit / throttle.period_s
 
 
 _WORDS = {True: "behind", False: "no more behind"}

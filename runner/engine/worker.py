@@ -98,6 +98,8 @@ class _Lane:
     """With which it consumes; 0 if it does not."""
     coming: Batches | None = None
     """Messages on their way to its gate, if it has one."""
+    room: int = 0
+    """So many runs may come to its gate before those that wait there are counted again."""
     is_full: bool = False
     """More runs wait at its gate than may. Messages are given back until none is in hand: so they stay in order."""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -474,7 +476,7 @@ class Worker:
             return
         coming = [(delivery, await self._read_or_bury(program, delivery)) for delivery in batch]
         known = [(delivery, each) for delivery, each in coming if each is not None]
-        room = await self._room_at_gate(program, len(known))
+        room = await self._room_at_gate(lane, len(known))
         changes = [_comes(each) for _, each in known[:room]]
         came: list[Delivery] = []
         for (delivery, each), is_new in zip(known, await self._gate.come(changes) if changes else (), strict=False):
@@ -501,9 +503,16 @@ class Worker:
             await self._bury_internal(program, delivery, error)
             return None
 
-    async def _room_at_gate(self, program: Program, wanted: int) -> int:
-        assert program.gate is not None
-        return min(wanted, program.gate.most - await self._gate.waiting(program.name, program.gate.most))
+    async def _room_at_gate(self, lane: _Lane, wanted: int) -> int:
+        """For how many of these there is room. Those that wait are counted for a tenth of `most` at a time."""
+        gate = lane.program.gate
+        assert gate is not None
+        if lane.room < wanted:
+            free = gate.most - await self._gate.waiting(lane.name, gate.most)
+            lane.room = min(free, max(wanted, gate.most // 10))
+        room = min(lane.room, wanted)
+        lane.room -= room
+        return room
 
     async def _turn_away(self, lane: _Lane, deliveries: Sequence[Delivery]) -> None:
         """Too many wait already: refuse these, or leave them to the broker, and take no more for now."""

@@ -67,8 +67,11 @@ def decide(
             decision.full.append(each.run_id)
             continue
         if each.bucket is not None and bucket is not None:
-            before = decision.buckets.get(each.bucket, full_at.get(each.bucket, 0))
+            known = decision.buckets.get(each.bucket, full_at.get(each.bucket, 0))
+            before = bucket.bounded(known)
             after = bucket.take(before)
+            if before != known:
+                decision.buckets[each.bucket] = before
             if after is None and each.bucket == "":
                 decision.closed_until = bucket.opens_at(before)
                 break

@@ -63,7 +63,7 @@ class PostgresGate:
 
     async def open(self, handler: str) -> None:
         """See `GateStore.open`."""
-        await self._with(lambda c: c.execute(_SQL["open_full"], handler))
+        await self._with(lambda c: c.execute(_SQL["open_shut"], handler))
 
     async def lock(self, connection: _Connection, handlers: Collection[str]) -> None:
         """Until the end of the transaction, nobody else comes to these gates or passes them. In one order, so that two
@@ -95,7 +95,7 @@ class PostgresGate:
     async def park_all(self, connection: _Connection, owner: str, but: Collection[str] = ()) -> None:
         """Whatever an owner runs is put down, `but` these: there may be room for others."""
         if await connection.execute(_SQL["park_all"], owner, list(but)) != "UPDATE 0":
-            await connection.execute(_SQL["open_full"], None)
+            await connection.execute(_SQL["open_shut"], None)
 
     async def _admit(self, connection: _Connection, rules: GateRules, now: datetime, limit: int) -> Passed:
         handler = rules.handler

@@ -30,8 +30,9 @@ UPDATE gate SET state = 'running', begun = true, open_at = NULL WHERE run_id = A
 UPDATE gate SET state = 'parked'
 WHERE state = 'running' AND run_id IN (SELECT id FROM runs WHERE owner = $1 AND id <> ALL ($2::text[]))
 
--- name: open_full
-UPDATE gate SET state = 'open' WHERE state = 'full' AND ($1::text IS NULL OR handler = $1)
+-- name: open_shut  whoever waits for a slot or a token: there may be more of them
+UPDATE gate SET state = 'open', open_at = NULL
+WHERE state IN ('full', 'timed') AND ($1::text IS NULL OR handler = $1)
 
 -- name: next_in_line  unless one of the line stands before the gate, or has passed it and is in line still
 UPDATE gate SET state = 'open'

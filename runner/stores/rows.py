@@ -96,6 +96,10 @@ class Bucket:
         """When there is a token, if there is none."""
         return full_at_ns + self.token_ns * (1 - self.burst)
 
+    def bounded(self, full_at_ns: int) -> int:
+        """Not later than an empty bucket of this limit is full: one of a smaller limit, of before, was so later."""
+        return min(full_at_ns, self.now_ns + self.token_ns * self.burst)
+
     def wait_s(self, full_at_ns: int) -> float:
         """How long until there is a token, if there is none."""
         return max(0, self.opens_at(full_at_ns) - self.now_ns) / 1e9

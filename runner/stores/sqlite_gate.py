@@ -50,7 +50,7 @@ class SqliteGate:
 
     async def open(self, handler: str) -> None:
         """See `GateStore.open`."""
-        await self._file.write(lambda c: c.execute(_SQL["open_full"], (handler,)))
+        await self._file.write(lambda c: c.execute(_SQL["open_shut"], (handler,)))
 
     def _admit(self, connection: sqlite3.Connection, rules: GateRules, now: datetime, limit: int) -> Passed:
         handler, now_ns = rules.handler, rows.nanoseconds(now)
@@ -104,7 +104,7 @@ def go_on(connection: sqlite3.Connection, run_ids: Sequence[tuple[str]]) -> None
 def park_all(connection: sqlite3.Connection, owner: str) -> None:
     """Whoever runs is put down, because its owner leaves: there may be room for others."""
     if connection.execute(_SQL["park_all"], (owner,)).rowcount:
-        connection.execute(_SQL["open_full"], (None,))
+        connection.execute(_SQL["open_shut"], (None,))
 
 
 def _counts(connection: sqlite3.Connection, query: str, name: str, keys: Iterable[str | None]) -> Mapping[str, int]:

@@ -21,8 +21,8 @@ UPDATE gate SET state = 'running', begun = 1, open_at = NULL WHERE run_id = ?
 -- name: park_all  of a store that leaves
 UPDATE gate SET state = 'parked' WHERE state = 'running' AND run_id IN (SELECT id FROM runs WHERE owner = ?)
 
--- name: open_full
-UPDATE gate SET state = 'open' WHERE state = 'full' AND (?1 IS NULL OR handler = ?1)
+-- name: open_shut  whoever waits for a slot or a token: there may be more of them
+UPDATE gate SET state = 'open', open_at = NULL WHERE state IN ('full', 'timed') AND (?1 IS NULL OR handler = ?1)
 
 -- name: next_in_line  unless one of the line stands before the gate, or has passed it and is in line still
 UPDATE gate SET state = 'open'
@@ -39,11 +39,12 @@ WHERE place = (
 -- name: open_timed
 UPDATE gate SET state = 'open', open_at = NULL WHERE handler = ? AND state = 'timed' AND open_at <= ?
 
--- name: open_due  runs that have a slot only while they run, and go on: before all that have not begun
+-- name: open_due  runs that have a slot only while they run, and go on: before all that have not begun (by time, hence
+-- the +: of nobody are all that wait)
 UPDATE gate SET state = 'open', rank = -1
 WHERE state = 'parked' AND run_id IN (
     SELECT id FROM runs
-    WHERE handler = ?1 AND due_at IS NOT NULL AND due_at <= ?2 AND owner IS NULL AND finished_at IS NULL
+    WHERE handler = ?1 AND due_at IS NOT NULL AND due_at <= ?2 AND +owner IS NULL AND finished_at IS NULL
 ) AND slot IS NOT NULL
 
 -- name: candidates

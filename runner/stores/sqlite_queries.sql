@@ -184,9 +184,10 @@ INSERT INTO dead_letters (id, reason, handler, received_at, letter, body) VALUES
 ON CONFLICT (id) DO UPDATE
 SET received_at = excluded.received_at, letter = excluded.letter, body = excluded.body
 
--- name: due  runs whose time has come, but for those that need a slot and have none
+-- name: due  runs whose time has come, but for those that need a slot and have none (by time, hence the +: of nobody are
+-- all that wait)
 SELECT id FROM runs
-WHERE due_at IS NOT NULL AND due_at <= ?1 AND owner IS NULL AND finished_at IS NULL
+WHERE due_at IS NOT NULL AND due_at <= ?1 AND +owner IS NULL AND finished_at IS NULL
     AND (?2 IS NULL OR handler IN (SELECT value FROM json_each(?2))) AND (crashes >= ?4) = ?5
     AND NOT EXISTS (SELECT 1 FROM gate WHERE run_id = runs.id AND begun AND slot IS NOT NULL AND state <> 'running')
 ORDER BY due_at, id LIMIT ?3

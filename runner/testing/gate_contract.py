@@ -230,6 +230,16 @@ class GateContract:
             assert numbers(await store.gate.admit(FIVE_A_SECOND, passed.next_at - timedelta(milliseconds=1), 10)) == []
             assert numbers(await store.gate.admit(FIVE_A_SECOND, passed.next_at, 10)) == [2]
 
+    async def test_a_larger_limit_is_not_held_up_by_what_was_taken_under_a_smaller_one(self) -> None:
+        async with self.store() as store:
+            await _all(store, *(queue(number, line=key, bucket=key) for number, key in enumerate("aab", 1)))
+            hourly = GateRules(handler=HANDLER, tokens=Tokens(limit=1, period_s=3600.0, burst=1))
+            assert numbers(await store.gate.admit(hourly, START, 10)) == [1, 3]
+            assert numbers(await store.gate.admit(hourly, START, 10)) == []
+            await store.gate.open(HANDLER)
+            assert numbers(await store.gate.admit(FIVE_A_SECOND, START + timedelta(seconds=0.1), 10)) == []
+            assert numbers(await store.gate.admit(FIVE_A_SECOND, START + timedelta(seconds=0.4), 10)) == [2]
+
     async def test_each_value_of_a_key_has_a_throttle_of_its_own(self) -> None:
         async with self.store() as store:
             keyed = [queue(number, line=key, bucket=key) for number, key in enumerate("aabb", 1)]

@@ -76,7 +76,8 @@ def take_over(arguments: dict[str, Any], error: BaseException) -> bool:
     if live == "none":
         return arguments.pop(match["arg"], None) is not None
     value = live.removeprefix("the value ").strip("'")
-    arguments[match["arg"]] = int(value) if value.lstrip("-").isdigit() else value
+    words = {"true": True, "false": False}
+    arguments[match["arg"]] = int(value) if value.lstrip("-").isdigit() else words.get(value, value)
     return True
 
 
