@@ -474,8 +474,13 @@ class Worker:
         if lane.is_full:  # else these would overtake those that were given back
             await self._settle(*batch, accept=False)
             return
-        coming = [(delivery, await self._read_or_bury(program, delivery)) for delivery in batch]
-        known = [(delivery, each) for delivery, each in coming if each is not None]
+        # At once, so that the tokens which they need are asked for together.
+        reads = await asyncio.gather(*(self._read_or_bury(program, each) for each in batch), return_exceptions=True)
+        known: list[tuple[Delivery, Coming]] = []
+        for delivery, coming in zip(batch, reads, strict=True):
+            if isinstance(coming, BaseException):
+                raise coming
+            known += [] if coming is None else [(delivery, coming)]
         room = await self._room_at_gate(lane, len(known))
         changes = [_comes(each) for _, each in known[:room]]
         came: list[Delivery] = []
