@@ -25,7 +25,7 @@ from runner.testing import FakeClock
 from runner.transports.embedded import EmbeddedTransport
 from runner.web.app import make_app
 from runner.web.health import Readiness, StatusPage
-from runner.web.ingress import Ingress, Load
+from runner.web.ingress import Backpressure, Ingress
 from runner.web.keys import Keys
 from runner.web.projections import ProjectionPages
 from runner.web.replies import Replies
@@ -163,7 +163,9 @@ async def served(
             env=env_of,
             keys=keys,
             mask=Mask((secrets or {}).values()),
-            load=Load(pressure=(behind or {}).get, circuit=lambda program: (open_circuits or {}).get(program.name)),
+            load=Backpressure(
+                pressure=(behind or {}).get, circuit=lambda program: (open_circuits or {}).get(program.name)
+            ),
             trusted=proxies,
         )
         readiness = Readiness(store=store, transport=transport, queue=plan.net, is_consuming=lambda: True)  # type: ignore[arg-type]

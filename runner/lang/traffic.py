@@ -38,7 +38,7 @@ def gate(handler: HandlerDecl) -> Gate | None:
     body = handler.body
     slots, throttle = _slots(body.get("concurrency")), rate_limit(body.get("throttle"))
     partition, priority = _partition(body.get("partition_by")), body.get("priority")
-    if all(each is None for each in (slots, throttle, partition, priority)):
+    if all(each is None for each in (slots, throttle, partition, priority, body.get("queue"))):
         return None
     most = plain(_within(body.get("queue"), "max"))
     return Gate(

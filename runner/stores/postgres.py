@@ -431,7 +431,10 @@ class PostgresStore:
                 waits: list[float | None] = []
                 taken: dict[tuple[str, str], int] = {}
                 for name, key, bucket in asked:
-                    before = taken.get((name, key), full_at.get((name, key), 0))
+                    known = taken.get((name, key), full_at.get((name, key), 0))
+                    before = bucket.bounded(known)
+                    if before != known:
+                        taken[name, key] = before
                     after = bucket.take(before, early=True)
                     waits.append(None if after is not None else bucket.wait_s(before))
                     if after is not None:

@@ -53,6 +53,7 @@ intervention = msgspec.json.Decoder(Intervention).decode
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MOST_SKEW_NS = 60 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,17 @@ class Bucket:
         """When there is a token, if there is none."""
         return full_at_ns + self.token_ns * (1 - self.burst)
 
+    @property
+    def bound(self) -> tuple[int, int]:
+        """When it is full, if it is empty now; and from when on it was emptied under a smaller limit: clocks that differ
+        do not differ by so much."""
+        latest_ns = self.now_ns + self.token_ns * self.burst
+        return latest_ns, latest_ns + MOST_SKEW_NS
+
     def bounded(self, full_at_ns: int) -> int:
-        """Not later than an empty bucket of this limit is full: one of a smaller limit, of before, was so later."""
-        return min(full_at_ns, self.now_ns + self.token_ns * self.burst)
+        """One that was emptied under a smaller limit is empty under this one."""
+        latest_ns, beyond_ns = self.bound
+        return latest_ns if full_at_ns > beyond_ns else full_at_ns
 
     def wait_s(self, full_at_ns: int) -> float:
         """How long until there is a token, if there is none."""

@@ -63,9 +63,7 @@ class SqliteStore:
         self._hand_over: Callable[[Sequence[OutboxRow]], None] | None = None
         self.projections = SqliteProjections(file)
         self.traffic = SqliteTraffic(file, _publish)
-        self.gate = SqliteGate(
-            file, commit=lambda c, change: _apply(c, change, self._owner, None) is not None, own=self._let_in
-        )
+        self.gate = SqliteGate(file, commit=self._bring, own=self._let_in)
 
     async def __aenter__(self) -> SqliteStore:
         await self._file.__aenter__()
@@ -280,6 +278,7 @@ class SqliteStore:
 
         def take(connection: sqlite3.Connection) -> float | None:
             connection.execute(_SQL["forget_full_buckets"], (bucket.now_ns,))
+            connection.execute(_SQL["bound_bucket"], (*bucket.bound, name, key))
             if connection.execute(_SQL["take_token"], (name, key, *bucket.values)).fetchone() is not None:
                 return None
             return bucket.wait_s(connection.execute(_SQL["full_at"], (name, key)).fetchone()[0])

@@ -338,6 +338,9 @@ UPDATE schedules SET slot = ?2 WHERE name = ?1 AND slot < ?2
 DELETE FROM buckets
 WHERE (name, key) IN (SELECT name, key FROM buckets WHERE full_at <= ?1 ORDER BY full_at LIMIT 10)
 
+-- name: bound_bucket  one that was emptied under a smaller limit
+UPDATE buckets SET full_at = ?1 WHERE name = ?3 AND key = ?4 AND full_at > ?2
+
 -- name: take_token  (?3: the time that a token takes, ?4: the time that a full bucket lasts, ?5: now; nanoseconds)
 INSERT INTO buckets (name, key, full_at) VALUES (?1, ?2, ?5 + ?3)
 ON CONFLICT (name, key) DO UPDATE SET full_at = max(full_at, ?5) + ?3

@@ -240,6 +240,14 @@ class GateContract:
             assert numbers(await store.gate.admit(FIVE_A_SECOND, START + timedelta(seconds=0.1), 10)) == []
             assert numbers(await store.gate.admit(FIVE_A_SECOND, START + timedelta(seconds=0.4), 10)) == [2]
 
+    async def test_a_clock_that_is_behind_lets_nobody_in_too_early(self) -> None:
+        async with self.store() as store:
+            await _all(store, *(queue(number, bucket="") for number in range(1, 5)))
+            assert numbers(await store.gate.admit(FIVE_A_SECOND, START + timedelta(seconds=10), 10)) == [1]
+            for seconds in (0, 5, 10.1):
+                assert numbers(await store.gate.admit(FIVE_A_SECOND, START + timedelta(seconds=seconds), 10)) == []
+            assert numbers(await store.gate.admit(FIVE_A_SECOND, START + timedelta(seconds=10.2), 10)) == [2]
+
     async def test_each_value_of_a_key_has_a_throttle_of_its_own(self) -> None:
         async with self.store() as store:
             keyed = [queue(number, line=key, bucket=key) for number, key in enumerate("aabb", 1)]

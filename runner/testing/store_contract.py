@@ -1045,6 +1045,12 @@ class StoreContract:
 
             assert [await taken(seconds) for seconds in (0, 0.05, 0.1, 0.1, 0.35, 0.45, 100)] == [2, 0, 1, 0, 2, 1, 2]
 
+    async def test_a_larger_limit_is_not_held_up_by_tokens_that_were_taken_under_a_smaller_one(self) -> None:
+        async with self.store() as store:
+            assert await tokens(store, "a", limit=1, period_s=3600.0, burst=1) is None
+            assert (await tokens(store, "a", at_s=1, limit=4, period_s=1.0, burst=1) or 9) <= 0.25
+            assert await tokens(store, "a", at_s=1.5, limit=4, period_s=1.0, burst=1) is None
+
     async def test_who_waits_as_long_as_is_said_gets_a_token(self) -> None:
         async with self.store() as store:
             limit: dict[str, Any] = {"limit": 7, "period_s": 60.0, "burst": 1}

@@ -35,7 +35,7 @@ _log = logging.getLogger("flowrun.http")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class Backpressure:
     """How handlers fare, as far as this process knows: for how many seconds who sends to one should wait, because it is
     behind (`pressure`), or because a circuit of it is open (`circuit`); None if nobody need."""
 
@@ -58,7 +58,7 @@ class Ingress:
         env: Read,
         keys: Keys,
         mask: Mask,
-        load: Load,
+        load: Backpressure,
         trusted: Sequence[Network] = (),
     ) -> None:
         self._plan = plan

@@ -19,7 +19,7 @@ from runner.masking import Mask
 from runner.plan import Endpoint, Plan
 from runner.web.app import make_app
 from runner.web.health import Readiness, StatusPage
-from runner.web.ingress import Ingress, Load
+from runner.web.ingress import Backpressure, Ingress
 from runner.web.keys import Keys
 from runner.web.projections import ProjectionPages
 from runner.web.replies import Replies
@@ -92,7 +92,7 @@ async def serve(
         env=read_env,
         keys=keys,
         mask=mask,
-        load=Load(pressure=worker.pressure.retry_after_s, circuit=worker.breakers.retry_after_s),
+        load=Backpressure(pressure=worker.pressure.retry_after_s, circuit=worker.breakers.retry_after_s),
         trusted=app.settings.trusted_proxies,
     )
     readiness = Readiness(

@@ -143,3 +143,9 @@ def test_what_holds_its_traffic_in_bounds_is_shown_by_handler(tmp_path: Path) ->
     (tmp_path / "two").mkdir()
     (program,) = json.loads(planned(tmp_path / "two", "--json", flow=TRAFFIC))["programs"]
     assert program["traffic"] == BOUNDS
+
+
+def test_a_queue_by_itself_lets_runs_be_queued(tmp_path: Path) -> None:
+    flow = "flow: f\nevents: {e: {external: true}}\nroutes: [{on: e, to: h}]\n"
+    shown = planned(tmp_path, flow=f"{flow}handlers: {{h: {{queue: {{max: 5}}, steps: []}}}}\n")
+    assert "  queues 5, then takes no more\n" in shown
