@@ -99,8 +99,8 @@ class Bucket:
 
     @property
     def bound(self) -> tuple[int, int]:
-        """When it is full, if it is empty now; and from when on it was emptied under a smaller limit: clocks that differ
-        do not differ by so much."""
+        """When it is full, if it is empty now; and from when on it was emptied under a smaller limit: clocks differ
+        by less."""
         latest_ns = self.now_ns + self.token_ns * self.burst
         return latest_ns, latest_ns + MOST_SKEW_NS
 
