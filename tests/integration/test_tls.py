@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +107,40 @@ def test_a_client_certificate(strict_broker: str, authority: Authority, client: 
 def test_a_client_certificate_that_is_missing(strict_broker: str, authority: Authority, tmp_path: Path) -> None:
     for line in refusals(f"{strict_broker}?cafile={authority.ca}", tmp_path):
         assert "TLS failed" in line
+
+
+def test_a_refusal_after_the_handshake_that_the_reset_of_the_connection_overtakes(
+    authority: Authority, tmp_path: Path
+) -> None:
+    with resetting_server(authority) as port:
+        for line in refusals(f"amqps://guest:guest@localhost:{port}/?cafile={authority.ca}", tmp_path):
+            assert "TLS failed" in line
+
+
+@contextmanager
+def resetting_server(authority: Authority) -> Iterator[int]:
+    """The port of a TLS server that resets each connection once the handshake is over."""
+    server = authority.issue("localhost")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(server.cert, server.key)
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # closed: the test is over
+                return
+            with context.wrap_socket(connection, server_side=True) as secured:
+                secured.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve, args=(listener,))
+        serving.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            serving.join()
 
 
 def test_an_unknown_authority(broker: str, tmp_path: Path) -> None:

@@ -98,6 +98,14 @@ def connect_fault(url: URL, error: BaseException) -> TransportError:
             hint="the vhost / is written %2F, or left out",
         )
     if isinstance(error, amqp.AMQPError) and (not isinstance(error, OSError) or error.errno is None):
+        # Over TLS 1.3 who refuses a client's certificate says so after the handshake, and the reset of the connection
+        # that follows may overtake it.
+        if url.scheme == "amqps":
+            return TransportError(
+                f"TLS failed after the handshake with {where}: what answers there ends the connection, or does not "
+                "speak AMQP 0-9-1",
+                hint="does it ask for a client certificate? Name it in the URL: ?certfile=FILE&keyfile=FILE",
+            )
         return TransportError(
             f"what answers at {where} ends the connection, or does not speak AMQP 0-9-1",
             hint="is it RabbitMQ's port? amqps:// is for its TLS port, amqp:// for the other",
