@@ -14,7 +14,9 @@ from datetime import datetime, timedelta
 from itertools import count
 
 from runner.engine import intake
+from runner.engine.approach import Approach
 from runner.engine.breakers import Breakers
+from runner.engine.counts import Counts
 from runner.engine.gatekeeper import Gatekeeper
 from runner.engine.intake import Coming
 from runner.engine.journal import BATCH, Batches, Journal, Logged
@@ -22,7 +24,8 @@ from runner.engine.matching import patterns_of
 from runner.engine.outbox import Outbox
 from runner.engine.pressure import Pressure
 from runner.engine.projector import Projector
-from runner.engine.replies import reply_to
+from runner.engine.reception import Reception
+from runner.engine.refusals import PAUSE_S, Refusals
 from runner.engine.results import NotOurs
 from runner.engine.retention import Retention
 from runner.engine.run import Run
@@ -30,7 +33,7 @@ from runner.engine.runs import Environment, Runs, Watch
 from runner.engine.scheduler import Scheduler
 from runner.errors import EnvelopeError, StoreError, TransportError
 from runner.masking import Mask
-from runner.message import Delivery, identity
+from runner.message import Delivery
 from runner.plan import Plan, Program
 from runner.ports import (
     Clock,
@@ -48,16 +51,12 @@ from runner.ports import (
 )
 from runner.records import (
     SUSPECT_CRASHES,
-    Caller,
     Change,
-    DeadLetter,
-    EventRecord,
     ReplySent,
     RunStarted,
-    RunState,
     StoredRun,
 )
-from runner.times import format_duration, parse_time, rfc3339
+from runner.times import parse_time
 
 POLL_S = 1.0
 TAKE = 200
@@ -67,21 +66,8 @@ FORGET_EVERY = 600
 LONGEST_FIRST_STEP_S = 86400.0
 """A run in its first step is not in the store yet, and what came since it began counts for its waits."""
 TIMER_S = 60.0
-PAUSE_S = 1.0
 
 _log = logging.getLogger("flowrun.worker")
-
-
-@dataclass(slots=True)
-class Counts:
-    """What a worker has done so far."""
-
-    begun: int = 0
-    finished: int = 0
-    passed_over: int = 0
-    dropped: int = 0
-    duplicates: int = 0
-    dead_letters: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -96,12 +82,8 @@ class _Lane:
     """Ends its consuming; None if it does not consume."""
     prefetch: int = 0
     """With which it consumes; 0 if it does not."""
-    coming: Batches | None = None
-    """Messages on their way to its gate, if it has one."""
-    room: int = 0
-    """So many runs may come to its gate before those that wait there are counted again."""
-    is_full: bool = False
-    """More runs wait at its gate than may. Messages are given back until none is in hand: so they stay in order."""
+    approach: Approach | None = None
+    """The way to its gate, if it has one."""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while its consuming begins or ends."""
 
@@ -153,6 +135,7 @@ class Worker:
         on_suspects: Callable[[], None],
     ) -> None:
         self.counts = Counts()
+        self._due = asyncio.Event()
         self._plan = plan
         self._resuming: Counter[str] = Counter()
         self._transport = transport
@@ -161,8 +144,6 @@ class Worker:
         self._doorbell = doorbell
         self._mailbox = mailbox
         self._event_log = event_log
-        self._environment = environment
-        self._mask = mask
         self._clock = clock
         self._watch = watch
         self._on_suspects = on_suspects
@@ -180,11 +161,23 @@ class Worker:
         self._handlers = [program.name for program in programs] if only_these else None
         self._for_the_log: Batches | None = None
         self._logged = Logged()
-        self._nameless: set[str] = set()
-        self._lanes = {
-            p.name: _Lane(p, asyncio.Semaphore(p.concurrency), Batches(lambda each: self._settle(*each), self._spawn))
-            for p in programs
-        }
+        self._refusals = Refusals(
+            plan=plan, store=store, transport=transport, clock=clock, mask=mask, counts=self.counts
+        )
+        self._reception = Reception(
+            plan=plan,
+            reader=reader,
+            limits=limits,
+            mailbox=mailbox,
+            environment=environment,
+            clock=clock,
+            refusals=self._refusals,
+            counts=self.counts,
+            log_only=self._log_only,
+            call_waits=self._due.set,
+        )
+        self._gate = gate
+        self._lanes = {program.name: self._lane(program) for program in programs}
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving_callers = False
         self._beginning: dict[str, _Beginning] = {}
@@ -198,9 +191,6 @@ class Worker:
             poke=self._outbox.poke,
         )
         self._cancels: list[Callable[[], Awaitable[None]]] = []
-        self._due = asyncio.Event()
-        self._gate = gate
-        self._limits = limits
         self.breakers = breakers
         self._gatekeeper = Gatekeeper(
             programs=programs,
@@ -212,9 +202,27 @@ class Worker:
             take_up=self._take_up,
         )
 
+    def _lane(self, program: Program) -> _Lane:
+        begun = Batches(lambda each: self._refusals.settle(*each), self._spawn)
+        lane = _Lane(program, asyncio.Semaphore(program.concurrency), begun)
+        if program.gate is not None:
+            lane.approach = Approach(
+                program,
+                program.gate,
+                store=self._gate,
+                reception=self._reception,
+                refusals=self._refusals,
+                counts=self.counts,
+                in_hand=self._in_hand,
+                spawn=self._spawn,
+                on_came=self._came,
+                pause=lambda: self._consume(lane, 0),
+            )
+        return lane
+
     async def start(self) -> tuple[asyncio.Task[None], ...]:
         """Begin to consume; returns the tasks that go on until `drain`. Raises TransportError or StoreError."""
-        self._cancels.append(await self._consume_one_by_one(self._plan.net, self._move))
+        self._cancels.append(await self._consume_one_by_one(self._plan.net, self._refusals.take_over))
         await self._consume_replies_and_journal()
         self._doorbell.on_ring(self._ring)
         self._doorbell.on_outgoing(self._outbox.add)
@@ -300,23 +308,17 @@ class Worker:
         def deliver(delivery: Delivery) -> None:
             self._spawn(self._serve(lane, delivery))
 
-        def come(batch: Sequence[Delivery]) -> Awaitable[None]:
-            return self._in_hand(batch, lambda: self._come(lane, batch))
-
-        if lane.program.gate is None:
+        if lane.approach is None:
             return deliver
-        lane.coming = Batches(come, self._spawn)
-        return lane.coming.deliver
+        return lane.approach.deliver
 
     async def _regulate(self) -> None:
         """Consume as much as there is room for, and as circuits let through."""
         if any(program.breaker is not None for program in self._plan.programs.values()):
             await self.breakers.look()
         for lane in self._lanes.values():
-            gate = lane.program.gate
-            if lane.is_full and gate is not None and (lane.coming is None or lane.coming.is_idle):
-                enough = gate.most - gate.most // 10
-                lane.is_full = await self._gate.waiting(lane.program.name, enough) >= enough
+            if lane.approach is not None:
+                await lane.approach.look()
             wanted = self._wanted_prefetch(lane)
             if lane.program.is_served and lane.prefetch != wanted and not self._draining:
                 try:
@@ -328,8 +330,8 @@ class Worker:
     def _wanted_prefetch(self, lane: _Lane) -> int:
         """What comes to a gate is accepted all the same while a circuit is open. No more is in hand there than there is
         room for when it is consumed again: what is given back too often, RabbitMQ takes for poison."""
-        if (gate := lane.program.gate) is not None:
-            return 0 if lane.is_full else min(lane.program.concurrency, max(1, gate.most // 10))
+        if lane.program.gate is not None and lane.approach is not None:
+            return 0 if lane.approach.is_full else min(lane.program.concurrency, max(1, lane.program.gate.most // 10))
         return {"closed": lane.program.concurrency, "half_open": 1}.get(self.breakers.state(lane.program), 0)
 
     async def _consume_one_by_one(
@@ -359,8 +361,8 @@ class Worker:
         if may_be_awaited:
             self._due.set()
         for delivery, fault in dead.items():
-            await self._keep_letter(JOURNAL, delivery, fault)
-        await self._settle(*batch)
+            await self._refusals.keep(JOURNAL, delivery, fault)
+        await self._refusals.settle(*batch)
 
     async def _pass_on(self, delivery: Delivery) -> None:
         """A reply goes to the run that waits for it, wherever that is; one that comes late is kept with it."""
@@ -370,17 +372,10 @@ class Worker:
             if not (intake.says_too_late(answer) or await self._mailbox.answer(answer)):
                 raise EnvelopeError("unknown_reply", f"no run here sent a command {answer.command_id}")
         except EnvelopeError as fault:
-            await self._bury(name, delivery, fault)
+            await self._refusals.bury(name, delivery, fault)
         else:
             self._due.set()
-            await self._settle(delivery)
-
-    async def _move(self, delivery: Delivery) -> None:
-        """What the broker itself has dead-lettered belongs with our own dead letters."""
-        letter = intake.fallen_letter(self._plan, delivery, self._clock.now())
-        await self._store.bury(letter)
-        self._say_dead(letter)
-        await self._settle(delivery)
+            await self._refusals.settle(delivery)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -410,7 +405,7 @@ class Worker:
             else:
                 self._trouble = ""
                 return
-        await self._settle(*deliveries, accept=False)
+        await self._refusals.settle(*deliveries, accept=False)
 
     async def _serve_or_bury(self, program: Program, delivery: Delivery) -> None:
         try:
@@ -418,119 +413,23 @@ class Worker:
         except StoreError:
             raise
         except Exception as error:
-            await self._bury_internal(program, delivery, error)
-
-    async def _bury_internal(self, program: Program, delivery: Delivery, error: Exception) -> None:
-        _log.exception("internal error, please report it; the message is a dead letter")
-        await self._refuse(program, delivery, EnvelopeError("internal", f"{type(error).__name__}: {error}"))
+            await self._refusals.refuse_internal(program, delivery, error)
 
     async def _serve_one(self, program: Program, delivery: Delivery) -> None:
-        coming = await self._read(program, delivery)
+        coming = await self._reception.read(program, delivery)
         if coming is not None:
             await self._begin_once(program, delivery, coming)
-
-    async def _read(self, program: Program, delivery: Delivery) -> Coming | None:
-        """What is to begin; None if nothing is, and the message is dealt with."""
-        env = self._environment.env(program.env)
-        try:
-            coming = intake.read(self._plan, program, delivery, self._clock.now(), env)
-        except EnvelopeError as fault:
-            await self._refuse(program, delivery, fault)
-            return None
-        if coming is None:
-            self.counts.passed_over += 1
-            self._log_only(delivery)
-        return coming
-
-    async def _is_let_through(self, program: Program, delivery: Delivery, coming: Coming) -> bool:
-        """Whether the handler's rate limit takes the message; if not, it is dealt with."""
-        limit = program.rate_limit
-        if limit is None or coming.bucket is None:
-            return True
-        name = f"rate_limit {program.name}"
-        wait_s = await self._limits.take_token(
-            name, coming.bucket, limit=limit.limit, period_s=limit.period_s, burst=limit.burst, now=self._clock.now()
-        )
-        if wait_s is None:
-            return True
-        if program.drops and coming.started.caller is None:
-            self.counts.dropped += 1
-            self._log_only(delivery)
-            return False
-        told = f"no more than {limit.limit} in {format_duration(limit.period_s)}; the next in {format_duration(wait_s)}"
-        await self._refuse(program, delivery, EnvelopeError("rate_limited", told))
-        return False
 
     def _log_only(self, delivery: Delivery) -> None:
         """It begins no run that would log it."""
         assert self._for_the_log is not None
         self._for_the_log.deliver(delivery)
 
-    # --- messages whose runs wait at a gate
+    # --- the gate
 
-    async def _come(self, lane: _Lane, batch: Sequence[Delivery]) -> None:
-        """Bring the runs of a batch to the gate of their handler, in the order of the messages."""
-        program = lane.program
-        if lane.is_full:  # else these would overtake those that were given back
-            await self._settle(*batch, accept=False)
-            return
-        # At once, so that the tokens which they need are asked for together.
-        reads = await asyncio.gather(*(self._read_or_bury(program, each) for each in batch), return_exceptions=True)
-        known: list[tuple[Delivery, Coming]] = []
-        for delivery, coming in zip(batch, reads, strict=True):
-            if isinstance(coming, BaseException):
-                raise coming
-            known += [] if coming is None else [(delivery, coming)]
-        room = await self._room_at_gate(lane, len(known))
-        changes = [_comes(each) for _, each in known[:room]]
-        came: list[Delivery] = []
-        for (delivery, each), is_new in zip(known, await self._gate.come(changes) if changes else (), strict=False):
-            self._mind_the_id(program, delivery)
-            if is_new:
-                came.append(delivery)
-            elif not await self._drop_duplicate(program, delivery, each.started):
-                await self._come(lane, [delivery])  # the key that it bears was freed meanwhile
-        self.counts.begun += len(came)
-        await self._settle(*came)
+    def _came(self) -> None:
         self._gatekeeper.poke()
         self._projector.poke()
-        await self._turn_away(lane, [delivery for delivery, _ in known[room:]])
-
-    async def _read_or_bury(self, program: Program, delivery: Delivery) -> Coming | None:
-        try:
-            coming = await self._read(program, delivery)
-            if coming is None or program.rate_limit is None or await self._reader.known(coming.started.run_id):
-                return coming
-            return coming if await self._is_let_through(program, delivery, coming) else None
-        except StoreError:
-            raise
-        except Exception as error:
-            await self._bury_internal(program, delivery, error)
-            return None
-
-    async def _room_at_gate(self, lane: _Lane, wanted: int) -> int:
-        """For how many of these there is room. Those that wait are counted for a tenth of `most` at a time."""
-        gate = lane.program.gate
-        assert gate is not None
-        if lane.room < wanted:
-            free = gate.most - await self._gate.waiting(lane.name, gate.most)
-            lane.room = min(free, max(wanted, gate.most // 10))
-        room = min(lane.room, wanted)
-        lane.room -= room
-        return room
-
-    async def _turn_away(self, lane: _Lane, deliveries: Sequence[Delivery]) -> None:
-        """Too many wait already: refuse these, or leave them to the broker, and take no more for now."""
-        gate = lane.program.gate
-        assert gate is not None
-        if deliveries and gate.rejects:
-            fault = EnvelopeError("queue_full", f"{gate.most} runs wait already")
-            for delivery in deliveries:
-                await self._refuse(lane.program, delivery, fault)
-        elif deliveries:
-            lane.is_full = True
-            await self._consume(lane, 0)
-            await self._settle(*deliveries, accept=False)
 
     def _room(self, handler: str) -> int:
         """How many runs of it may begin here."""
@@ -551,49 +450,6 @@ class Worker:
         self._resuming[stored.started.handler] += 1
         self._spawn(self._resume_in_lane(stored))
 
-    # --- messages that go nowhere
-
-    async def _refuse(self, program: Program, delivery: Delivery, fault: EnvelopeError) -> None:
-        """A command that cannot begin is answered at once; anything else is a dead letter."""
-        caller = intake.caller_of(program, delivery)
-        if caller is None:
-            await self._bury(program.name, delivery, fault)
-            return
-        fault = self._masked(fault)
-        _log.warning("%s: a command is refused, %s: %s", program.name, fault.reason, fault)
-        await self._reply(caller, ReplySent(at=rfc3339(self._clock.now()), error=intake.refusal(fault)))
-        await self._settle(delivery)
-
-    async def _reply(self, caller: Caller, reply: ReplySent) -> None:
-        """However long the broker is away: nobody else would answer."""
-        outgoing = reply_to(caller, reply, self._plan.project)
-        while outgoing is not None:
-            try:
-                await self._transport.publish([outgoing])
-            except TransportError as error:
-                _log.warning("%s; the reply waits", error)
-                await asyncio.sleep(PAUSE_S)
-            else:
-                return
-
-    async def _bury(self, handler: str, delivery: Delivery, fault: EnvelopeError) -> None:
-        await self._keep_letter(handler, delivery, fault)
-        await self._settle(delivery)
-
-    async def _keep_letter(self, handler: str, delivery: Delivery, fault: EnvelopeError) -> None:
-        letter = intake.dead_letter(handler, delivery, self._masked(fault), self._clock.now())
-        await self._store.bury(letter)
-        self._say_dead(letter)
-
-    def _masked(self, fault: EnvelopeError) -> EnvelopeError:
-        """Why a message cannot begin a run, without secrets; what it holds itself is kept as it came."""
-        return EnvelopeError(fault.reason, self._mask.text(str(fault)))
-
-    def _say_dead(self, letter: DeadLetter) -> None:
-        self.counts.dead_letters += 1
-        name = f"{letter.handler}: {letter.routing_key} {letter.message_id or '(no id)'}"
-        _log.warning("%s is a dead letter, %s: %s", name, letter.reason, letter.error.message)
-
     async def _begin_once(self, program: Program, delivery: Delivery, coming: Coming) -> None:
         """Begin the run, unless it stands already; while another delivery of the message begins it, wait."""
         started = coming.started
@@ -602,41 +458,19 @@ class Worker:
         beginning = self._beginning[started.run_id] = _Beginning(delivery)
         key_was_freed = False
         try:
-            if await self._reader.known(started.run_id):
+            if await self._reception.is_known(started):
                 raise NotOurs
-            self._mind_the_id(program, delivery)
-            if await self._is_let_through(program, delivery, coming):
+            self._reception.mind_the_id(program, delivery)
+            if await self._reception.lets_through(program, delivery, coming):
                 await self._begin(program, delivery, started)
         except NotOurs:
-            key_was_freed = not await self._drop_duplicate(program, delivery, started)
+            key_was_freed = not await self._reception.drop_duplicate(program, delivery, started)
         finally:
             beginning.over.set()
             if self._beginning.get(started.run_id) is beginning:
                 del self._beginning[started.run_id]
         if key_was_freed:
             await self._begin_once(program, delivery, coming)
-
-    async def _drop_duplicate(self, program: Program, delivery: Delivery, started: RunStarted) -> bool:
-        """Another run has the message, or its key; the handler says what becomes of the latter. False, and nothing
-        done, if the one that had the key has set it free meanwhile."""
-        idempotency, key = program.idempotency, started.key
-        holder = None if key is None else await self._reader.holder(program.name, key, self._clock.now())
-        if key is not None and holder is None and not await self._reader.known(started.run_id):
-            return False
-        other = holder if holder not in (None, started.run_id) else None
-        if other is not None and idempotency is not None and idempotency.on_duplicate == "fail":
-            fault = EnvelopeError("duplicate", f"run {other} has the idempotency key {key}")
-            await self._refuse(program, delivery, fault)
-            return True
-        self.counts.duplicates += 1
-        if other is not None:
-            head = f"{started.run_id[:8]} {program.name}"
-            _log.info("%s  is no run: %s has its idempotency key %s already", head, other[:8], key)
-        if started.caller is not None and started.caller.reply_to is not None:
-            await self._mailbox.add_caller(other or started.run_id, started.caller)
-            self._due.set()
-        await self._settle(delivery)
-        return True
 
     async def _serve_callers(self) -> None:
         """Those who sent a command that had been sent before get the reply of the run that did it."""
@@ -653,18 +487,8 @@ class Worker:
             records = stored.records if stored is not None else ()
             reply = next((r for r in reversed(records) if isinstance(r, ReplySent)), None)
             if reply is not None:
-                await self._reply(caller, reply)
+                await self._refusals.reply(caller, reply)
             await self._mailbox.drop_caller(run_id, caller)
-
-    def _mind_the_id(self, program: Program, delivery: Delivery) -> None:
-        if delivery.properties.message_id or program.name in self._nameless:
-            return
-        if identity(delivery)[0] is None:
-            self._nameless.add(program.name)
-            _log.warning(
-                "%s gets messages without an id: such a one may run twice after a crash; let producers set message_id",
-                program.name,
-            )
 
     async def _begin(self, program: Program, delivery: Delivery, started: RunStarted) -> None:
         run = self._runs.make(self._plan, program, started)
@@ -675,17 +499,6 @@ class Worker:
             if not await run.commit(suspect=True):
                 raise NotOurs
         await self._runs.execute(run)
-
-    async def _settle(self, *deliveries: Delivery, accept: bool = True) -> None:
-        """Until it is done: a delivery that stays unsettled would keep its place in the prefetch for ever."""
-        while True:
-            try:
-                await self._transport.settle(deliveries, accept=accept)
-            except (TransportError, StoreError) as error:
-                _log.warning("a message could not be settled: %s; trying again", error)
-                await asyncio.sleep(PAUSE_S)
-            else:
-                return
 
     # --- runs
 
@@ -794,10 +607,3 @@ class Worker:
             self._resuming[stored.started.handler] -= 1
             self._due.set()
             self._gatekeeper.poke()
-
-
-def _comes(coming: Coming) -> Change:
-    """The change that brings a run to its gate, with the event that begins it: before its effects, in the log."""
-    started = coming.started
-    events = (EventRecord(meta=started.trigger, data=started.data),) if started.caller is None else ()
-    return Change(run_id=started.run_id, state=RunState.QUEUED, started=started, events=events, place=coming.place)

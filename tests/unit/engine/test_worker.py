@@ -132,7 +132,7 @@ async def test_a_message_that_meets_an_internal_error_while_the_store_is_away_is
     bench = Counting()
     away = Failing(bench.store, "bury", StoreError("away"))
     async with bench.working(store=lambda _: away) as worker:
-        worker._reader = Failing(bench.store, "known", ZeroDivisionError())
+        worker._reception._reader = Failing(bench.store, "known", ZeroDivisionError())
         await bench.send("a", "b")
         await bench.until_all_done(worker, 2)
     assert away.left == 0
@@ -143,7 +143,7 @@ async def test_why_a_message_is_a_dead_letter_is_told_without_secrets() -> None:
     bench = Counting()
     bench.mask.learn(["s3cret"])
     async with bench.working() as worker:
-        worker._reader = Failing(bench.store, "known", ZeroDivisionError("a s3cret"))
+        worker._reception._reader = Failing(bench.store, "known", ZeroDivisionError("a s3cret"))
         await bench.send("a")
         await until(lambda: worker.counts.dead_letters)
         [letter] = await bench.store.dead_letters(limit=2)
