@@ -13,6 +13,7 @@ from typing import Any
 
 from runner.engine.history import History, base
 from runner.engine.line import Cut, Frame, Line
+from runner.engine.moments import Moments, Timed
 from runner.errors import VersionConflictError
 from runner.expressions import Scope
 from runner.message import Outgoing, decode_json
@@ -61,19 +62,6 @@ class Attempt:
         self.task.cancel()
 
 
-class _Moments(dict[str, Any]):
-    """An object of which some values are of the clock: reading one is told, as reading `now()` is."""
-
-    def __init__(self, values: Mapping[str, Any], told: Callable[[], None]) -> None:
-        super().__init__(values)
-        self._told = told
-
-    def get(self, key: str, default: Any = None) -> Any:
-        if key in ("started_at", "time"):
-            self._told()
-        return super().get(key, default)
-
-
 class Run:
     """A run as it goes: `note` records, `commit` makes durable what was noted.
 
@@ -87,8 +75,8 @@ class Run:
         program: Program,
         started: RunStarted,
         commit: Callable[[Change], Awaitable[bool]],
-        on_commit: Callable[[Change], None],
-        reread: Callable[[], Awaitable[StoredRun | None]],
+        on_commit: Callable[[Run, Change], None],
+        reread: Callable[[str], Awaitable[StoredRun | None]],
         env: Mapping[str, str],
         secrets: Mapping[str, str],
     ) -> None:
@@ -99,8 +87,6 @@ class Run:
         self.history.taken.add((started.trigger.source, started.trigger.id))
         self.owned = False
         """The store has the run: the message may be acknowledged."""
-        self.read_clock = False
-        """Some expression saw a time that a crash before the next commit would change."""
         self.state = RunState.RUNNING
         self.has_crashed = False
         """Processes have died with it: an attempt is recorded before it begins."""
@@ -134,20 +120,18 @@ class Run:
         self._commands: list[str] = []
         self._tokens: list[str] = []
         self._cancel_tokens: list[str] = []
-        self._key = ""
-        self._layer = self.history.root
-        self._uuids = 0
+        self._moments = Moments(started, self.history)
         trigger = started.trigger
         self._base: dict[str, Any] = {
             "event" if started.caller is None else "command": decode_json(started.data),
-            "meta": _Moments({name: getattr(trigger, name) for name in trigger.__slots__}, self._clock_read),
-            "run": _Moments({"id": started.run_id, "started_at": started.started_at}, self._clock_read),
+            "meta": Timed({name: getattr(trigger, name) for name in trigger.__slots__}, self._moments),
+            "run": Timed({"id": started.run_id, "started_at": started.started_at}, self._moments),
             "steps": self.history.root.steps,
             "vars": self.history.root.variables,
             "env": dict(env),
             "secrets": dict(secrets),
-            "now": self._now,
-            "uuid": self._uuid,
+            "now": self._moments.now,
+            "uuid": self._moments.uuid,
         }
 
     @property
@@ -204,7 +188,7 @@ class Run:
 
     async def refresh(self) -> None:
         """Learn what has come for it since it was taken up, and let the lines that wait look."""
-        stored = await self._reread()
+        stored = await self._reread(self.id)
         if stored is not None:
             self._hear(stored)
         self.wake()
@@ -262,13 +246,12 @@ class Run:
                 task.uncancel()  # also where the handler did not heed it
 
     def scope(self, key: str, frame: Frame, **extra: Any) -> Scope:
-        """What an expression of the step with this record id sees; to be used at once. `uuid()` and `now()` give the
-        same values when asked again after a crash: they derive from the run, the step and the latest recorded time."""
-        self._key, self._uuids = key, 0
-        self._layer = self.history.layer(frame.home, frame.rounds)
+        """What an expression of the step with this record id sees; to be used at once."""
+        layer = self.history.layer(frame.home, frame.rounds)
+        self._moments.turn_to(key, layer)
         if not (frame.home or frame.names or extra):
             return self._base
-        seen = {"steps": self._layer.steps, "vars": self._layer.variables}
+        seen = {"steps": layer.steps, "vars": layer.variables}
         return {**self._base, **seen, **frame.names, **extra}
 
     def note(self, record: Record) -> None:
@@ -307,7 +290,7 @@ class Run:
             return True
         if self._cancel_tokens:  # an event that cancels must find it also while the effect goes on
             return True
-        if self._outgoing or (self.read_clock and (self._records or not self.owned)):
+        if self._outgoing or (self._moments.clock_was_read and (self._records or not self.owned)):
             return True
         return any(not self._rides_along(record) for record in self._records)
 
@@ -373,7 +356,7 @@ class Run:
                 raise
             self._committed += 1
             self.history.add(record)
-        self._on_commit(change)
+        self._on_commit(self, change)
         return True
 
     def _change(
@@ -412,7 +395,7 @@ class Run:
         self._taken = self._noted
         self._records, self._events, self._outgoing = [], [], []
         self._commands, self._tokens, self._cancel_tokens = [], [], []
-        self.read_clock = False
+        self._moments.clock_was_read = False
         return change
 
     def _beginning(self) -> Iterator[EventRecord]:
@@ -430,7 +413,7 @@ class Run:
             raise
         self.owned = True
         self._durable = self._taken
-        self._on_commit(change)
+        self._on_commit(self, change)
         if change.tokens and change.due_at is None:
             await self.refresh()  # a line begins to wait while others go on, and what came before counts as well
         return True
@@ -438,20 +421,6 @@ class Run:
     def derived(self, name: str) -> str:
         """An id that is the same whenever it is asked for."""
         return str(uuid.uuid5(uuid.UUID(self.id), name))
-
-    def _clock_read(self) -> None:
-        self.read_clock = True
-
-    def _now(self) -> str:
-        self.read_clock = True
-        failed = self.history.failure is not None  # then each undoing counts, wherever what it undoes stands
-        times = (self._layer.last_time, self.history.root.last_time if failed else None)
-        began_at = self.history.let_in_at or self.started.started_at
-        return max((time for time in times if time is not None), default=began_at)
-
-    def _uuid(self) -> str:
-        self._uuids += 1
-        return str(uuid.uuid5(uuid.UUID(self.id), f"{self._key}\0{self._uuids}"))
 
     def _rides_along(self, record: Record) -> bool:
         """The same record would be made again after a crash, so that it need not be durable before an effect."""

@@ -70,22 +70,16 @@ class Runs:
 
     def make(self, plan: Plan, program: Program, started: RunStarted) -> Run:
         """A run that begins."""
-        run: Run
-
-        def committed(change: Change) -> None:
-            self._on_commit(run, change)
-
-        run = Run(
+        return Run(
             plan=plan,
             program=program,
             started=started,
             commit=self.commit,
-            on_commit=committed,
-            reread=lambda: self._reread(started.run_id),
+            on_commit=self._on_commit,
+            reread=self._reread,
             env=self._environment.env(program.env),
             secrets=self._environment.secrets(program.secrets),
         )
-        return run
 
     async def recall(self, stored: StoredRun) -> Run | None:
         """A run that goes on, by the plan that it began with; None, and it is put down, if there is no such plan."""

@@ -345,8 +345,8 @@ class FlowKit:
             program=self.plan.programs[started.handler],
             started=started,
             commit=self._wrapped.commit,
-            on_commit=lambda change: None,
-            reread=lambda: self.store.run(started.run_id),
+            on_commit=lambda run, change: None,
+            reread=self.store.run,
             env=self._env,
             secrets=self._secrets,
         )

@@ -50,6 +50,7 @@ def recurse(n):
 async def do(ctx: Context, *, name: str) -> None:
     match name.partition("-")[0]:
         case "hang":
+            (HERE / "hangs").touch()  # what was before is recorded by now
             while not (HERE / "go on").exists():
                 await asyncio.sleep(0.01)
         case "stubborn":
@@ -147,7 +148,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_work_goes_on_in_the_same_st
     wait_for_line(start, "ready")
     [worker] = children(start.pid)
     works.emit("hang-1")
-    wait_until(works.noted("hang-1"), alive=start)
+    wait_until((works.folder / "data" / "hangs").exists, alive=start)
 
     os.kill(worker, signal.SIGKILL)
 

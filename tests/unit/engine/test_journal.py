@@ -10,6 +10,7 @@ from bench import Bench, Failing
 
 from runner.engine import intake
 from runner.engine import journal as journal_module
+from runner.engine import refusals as refusals_module
 from runner.engine import worker as worker_module
 from runner.engine.journal import Logged
 from runner.errors import StoreError, TransportError
@@ -39,6 +40,7 @@ handlers:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "PAUSE_S", 0)
+    monkeypatch.setattr(refusals_module, "PAUSE_S", 0)
 
 
 async def log(bench: Bench) -> list[LoggedEvent]:

@@ -11,6 +11,7 @@ from acting import until
 from bench import Bench, Failing
 
 from runner.engine import outbox as outbox_module
+from runner.engine import refusals as refusals_module
 from runner.engine import runs as runs_module
 from runner.engine import worker as worker_module
 from runner.errors import StoreError, TransportError
@@ -36,6 +37,7 @@ handlers:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "PAUSE_S", 0)
+    monkeypatch.setattr(refusals_module, "PAUSE_S", 0)
     monkeypatch.setattr(runs_module, "PAUSE_S", 0)
     monkeypatch.setattr(runs_module, "PUT_DOWN_S", 0)
     monkeypatch.setattr(outbox_module, "PAUSE_S", 0)
