@@ -1,6 +1,6 @@
 """The PostgreSQL store: many runners, on many machines, on one database.
 
-One writer task a process commits whatever is queued as one transaction, with one `unnest` statement a table.
+One writer task a process commits whatever is queued as one transaction, in one call.
 Runners own their runs by a lease and a lock: one heartbeat a process, not a run. A runner that was thought dead writes
 nothing more under its old name, because every update asks whether the run is still its own.
 """
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from runner.errors import NotFoundError, OwnershipError, StoreError, VersionConflictError
+from runner.errors import NotFoundError, OwnershipError, StoreError
 from runner.message import Meta, Outgoing
 from runner.plan import Topology
 from runner.records import (
@@ -48,20 +48,18 @@ from runner.stores.postgres_gate import PostgresGate
 from runner.stores.postgres_presence import COME_BACK_S, CONNECT_TIMEOUT_S, FAULTS, Presence
 from runner.stores.postgres_projections import PostgresProjections
 from runner.stores.postgres_traffic import PostgresTraffic
+from runner.stores.postgres_writer import PostgresWriter
 from runner.stores.questions import Questions
 from runner.times import parse_time, rfc3339
 
 LEASE_S = 15.0
 COMMAND_TIMEOUT_S = 60.0
 """A connection into the void must not hold the writer: its answer is unknown then, and asked for."""
-MAX_GROUP = 500
-SCRIPTS = ("postgres_schema.sql", *(f"postgres_schema_{number}.sql" for number in range(2, 7)))
+SCRIPTS = ("postgres_schema.sql", *(f"postgres_schema_{number}.sql" for number in range(2, 8)))
 
 _SQL = load_queries("runner.stores", "postgres_queries.sql")
 _log = logging.getLogger("flowrun.postgres")
 T = TypeVar("T")
-_Waiting = tuple[Change, "asyncio.Future[bool]"]
-_OF_ONE_CHANGE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 
 
 class PostgresStore:
@@ -80,13 +78,13 @@ class PostgresStore:
         self._lost_track = False
         """We may own runs that we know nothing of."""
         self.projections = PostgresProjections(self._with, schema=schema)
-        self.traffic = PostgresTraffic(self._with, self._publish, schema=schema)
         self.gate = PostgresGate(self._with, commit=self._bring, own=self._let_in, hold=self._hold, schema=schema)
+        self._writer = PostgresWriter(
+            self._with, gate=self.gate, schema=schema, owner=lambda: self._owner, ring=self._presence.ring
+        )
+        self.traffic = PostgresTraffic(self._with, self._writer.publish, schema=schema)
         self._known = Questions(self._which_stand)
         self._tokens = Questions(self._take_tokens)
-        self._hand_over: Callable[[Sequence[OutboxRow]], None] | None = None
-        self._waiting: list[_Waiting] = []
-        self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> PostgresStore:
@@ -109,7 +107,7 @@ class PostgresStore:
             await self._presence.end()
             await self._pool.close()
             raise
-        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._presence.keep())]
+        self._tasks = [asyncio.create_task(self._writer.run()), asyncio.create_task(self._presence.keep())]
         return self
 
     async def __aexit__(
@@ -130,13 +128,10 @@ class PostgresStore:
 
     async def commit(self, change: Change) -> bool:
         """See `Store.commit`."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         is_new = change.run_id not in self._held
         self._held.add(change.run_id)
-        self._waiting.append((change, future))
-        self._wake.set()
         try:
-            applied = await future
+            applied = await self._writer.add(change)
         except OwnershipError:
             self._held.discard(change.run_id)
             raise
@@ -188,7 +183,7 @@ class PostgresStore:
 
     async def _bring(self, connection: _Connection, changes: Sequence[Change]) -> Sequence[bool | StoreError]:
         """Commit changes that bring runs to gates, and send nothing."""
-        outcomes, _ = await self._apply(connection, changes)
+        outcomes, _ = await self._writer.apply(connection, changes)
         return outcomes
 
     async def _let_in(self, connection: _Connection, run_ids: Sequence[str]) -> list[StoredRun]:
@@ -217,6 +212,9 @@ class PostgresStore:
         refused = [(position, reason) for position, reason in results.items() if reason is not None]
 
         async def note(connection: _Connection) -> None:
+            if not (refused or answers):
+                await connection.execute(_SQL["outbox_confirmed"], confirmed)
+                return
             async with connection.transaction():
                 await connection.execute(_SQL["outbox_confirmed"], confirmed)
                 if refused:
@@ -306,7 +304,7 @@ class PostgresStore:
         async def ask(connection: _Connection) -> bool:
             async with connection.transaction():
                 asked = await connection.fetchval(_SQL["request"], *values) is not None
-                await self._ring(connection)
+                await self._writer.ring(connection)
             return asked
 
         return await self._with(ask)
@@ -400,16 +398,10 @@ class PostgresStore:
             async with connection.transaction():
                 if await connection.fetchval(_SQL["take_slot"], name, rfc3339(slot)) is None:
                     return False
-                await self._publish(connection, event, outgoing)
+                await self._writer.publish(connection, event, outgoing)
             return True
 
         return await self._with(take)
-
-    async def _publish(self, connection: _Connection, event: EventRecord | None, outgoing: Outgoing | None) -> None:
-        if outgoing is not None:
-            await connection.execute(_SQL["add_outgoing"], *rows.columns([rows.outgoing_values(outgoing)]), None)
-        if event is not None:
-            await self._log(connection, [event])
 
     async def take_token(
         self, name: str, key: str, *, limit: int, period_s: float, burst: int, now: datetime
@@ -456,11 +448,7 @@ class PostgresStore:
 
     def on_outgoing(self, hand_over: Callable[[Sequence[OutboxRow]], None]) -> None:
         """See `Doorbell.on_outgoing`."""
-        self._hand_over = hand_over
-
-    async def _ring(self, connection: _Connection) -> None:
-        """For what a person asked for; not for every commit, because NOTIFY makes commits wait for each other."""
-        await connection.execute("SELECT pg_notify($1, '')", f"flowrun {self._schema}")
+        self._writer.hand_over = hand_over
 
     # --- DeadLetterStore
 
@@ -497,7 +485,7 @@ class PostgresStore:
             if not new:
                 return 0
             async with connection.transaction():
-                return await self._log(connection, new)
+                return await self._writer.log(connection, new)
 
         return await self._with(add) if events else 0
 
@@ -580,156 +568,6 @@ class PostgresStore:
 
         return await self._with(ask)
 
-    # --- the writer
-
-    async def _write(self) -> None:
-        """Commit whatever is queued, together, for ever."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
-                # What expects a version is judged by what is durable, and so goes alone, after the rest.
-                together = [waiting for waiting in group if not _expects_a_version(waiting[0])]
-                alone = [[waiting] for waiting in group if _expects_a_version(waiting[0])]
-                for part in (together, *alone):
-                    try:
-                        await self._commit_group(part)
-                    except Exception as error:  # whatever it is, later commits must be written
-                        _log.exception("internal error, please report it")
-                        _fail(part, StoreError(f"the store failed: {error or type(error).__name__}"))
-
-    async def _commit_group(self, group: list[_Waiting]) -> None:
-        """As one transaction; if that fails by one change's fault, each alone, so that it harms only itself."""
-        if not group:
-            return
-        try:
-            outcomes, outgoing = await self._with(lambda c: self._apply(c, [change for change, _ in group]))
-        except StoreError as error:
-            if len(group) > 1 and isinstance(error.__cause__, _OF_ONE_CHANGE):
-                for waiting in group:
-                    await self._commit_group([waiting])
-                return
-            _fail(group, error)
-            if not isinstance(error, VersionConflictError):
-                self._presence.ring()  # it may have been done, and what it sends be ours unknown to us
-            return
-        if self._hand_over is not None and outgoing:
-            self._hand_over(outgoing)
-        for (_, future), outcome in zip(group, outcomes, strict=True):
-            if future.done():
-                continue
-            if isinstance(outcome, StoreError):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-
-    async def _apply(
-        self, connection: _Connection, changes: Sequence[Change]
-    ) -> tuple[list[bool | StoreError], list[OutboxRow]]:
-        """What became of each change, and what they send."""
-        async with connection.transaction():
-            await self.gate.lock(connection, {gate for c in changes if (gate := _gate_of(c)) is not None})
-            begun = await self._begin(connection, changes)
-            standing = [c for c in changes if c.started is None or id(c) in begun]
-            owned = await self._set_states(connection, [c for c in standing if c.started is None])
-            valid = [c for c in standing if c.started is not None or c.run_id in owned]
-            outgoing = await self._append(connection, valid)
-            if any(_is_handed_over(c) for c in valid):
-                await self._ring(connection)
-        return [_outcome(change, begun, owned) for change in changes], outgoing
-
-    async def _begin(self, connection: _Connection, changes: Sequence[Change]) -> set[int]:
-        """Which changes (by `id`) began their run; of two that begin the same one, the first."""
-        first = {c.run_id: c for c in reversed(changes) if c.started is not None}
-        values = [rows.run_values(c, c.started, self._owner) for c in first.values() if c.started is not None]
-        if not values:
-            return set()
-        starts = [c.started for c in first.values() if c.started is not None]
-        keys = [(started.handler, started.key, started.started_at) for started in starts if started.key is not None]
-        if keys:
-            await connection.execute(_SQL["free_keys"], *rows.columns(keys))
-        found = await connection.fetch(_SQL["begin_runs"], *rows.columns(values))
-        return {id(first[row["id"]]) for row in found}
-
-    async def _set_states(self, connection: _Connection, changes: list[Change]) -> set[str]:
-        if not changes:
-            return set()
-        values = [
-            (
-                c.run_id,
-                str(c.state),
-                c.due_at,
-                c.finished_at,
-                rows.error_text(c.error),
-                c.key_until,
-                int(c.suspect),
-                int(c.forgive),
-                int(c.asleep),
-            )
-            for c in changes
-        ]
-        holding = [(c.run_id, c.due_at) for c in changes if c.key_until is not None and c.finished_at is None]
-        if holding:
-            await connection.execute(_SQL["free_keys_of"], *rows.columns(holding))
-        found = await connection.fetch(_SQL["set_states"], *rows.columns(values), SUSPECT_CRASHES, self._owner)
-        return {row["id"] for row in found}
-
-    async def _append(self, connection: _Connection, changes: list[Change]) -> list[OutboxRow]:
-        records = [values for c in changes for values in rows.record_values(c)]
-        commands = [(command, c.run_id) for c in changes for command in c.commands]
-        for name, values in (
-            ("add_records", records),
-            ("add_commands", commands),
-            ("add_waits", [values for c in changes for values in rows.wait_values(c)]),
-        ):
-            if values:
-                await connection.execute(_SQL[name], *rows.columns(values))
-        outgoing = await self._send(connection, [message for c in changes for message in c.outgoing])
-        if over := [c.run_id for c in changes if c.finished_at is not None]:
-            await connection.execute(_SQL["forget_waits"], over)
-        if cancelling := {c.run_id for c in changes if c.cancel_tokens and c.finished_at is None}:
-            await self._cancel_if_it_came(connection, list(cancelling))
-        await self.gate.apply(connection, changes)
-        if events := [event for c in changes for event in c.events]:
-            await self._log(connection, events)
-        return outgoing
-
-    async def _send(self, connection: _Connection, messages: Sequence[Outgoing]) -> list[OutboxRow]:
-        """Put messages into the outbox; ours to publish, if somebody here takes them over."""
-        if not messages:
-            return []
-        owner = None if self._hand_over is None else self._owner
-        columns = rows.columns([rows.outgoing_values(message) for message in messages])
-        positions = sorted(row["position"] for row in await connection.fetch(_SQL["add_outgoing"], *columns, owner))
-        return [
-            OutboxRow(position=position, outgoing=message)
-            for position, message in zip(positions, messages, strict=True)
-        ]
-
-    async def _log(self, connection: _Connection, events: Sequence[EventRecord]) -> int:
-        """Add to the event log what it has not, as the last thing of a transaction: until its end no other adds.
-
-        So versions have neither gaps nor doubles, and positions are committed in their order.
-        """
-        first: dict[tuple[str, str], EventRecord] = {}
-        for event in events:
-            first.setdefault((event.meta.id, event.meta.source), event)
-        values = [rows.event_values(event) for event in first.values()]
-        await connection.execute(_SQL["lock_log"], f"flowrun events {self._schema}")
-        for event in events:
-            if event.expected is not None:
-                actual = await connection.fetchval(_SQL["version"], rows.storable(event.meta.subject))
-                rows.mind_the_version(event, actual)
-        return len(await connection.fetch(_SQL["add_events"], *rows.columns(values)))
-
-    async def _cancel_if_it_came(self, connection: _Connection, run_ids: list[str]) -> None:
-        runs = {row["id"]: row for row in await connection.fetch(_SQL["runs_whole"], run_ids)}
-        for row in await connection.fetch(_SQL["arrived_cancels"], run_ids):
-            arrival, run = rows.arrival((row["arrival"], row["data"])), runs[row["run_id"]]
-            if rows.is_cancelled_by(arrival, run["trigger"], run["started_at"]):
-                await connection.execute(_SQL["request"], *rows.cancel_values(arrival), row["run_id"])
-
     # --- leases and migrations
 
     async def _appear(self) -> None:
@@ -745,7 +583,7 @@ class PostgresStore:
             await connection.execute(_SQL["put_down"], self._owner)
             await connection.execute(_SQL["give_up_lease"], self._owner)
             await connection.execute(_SQL["free_outbox"])
-            await self._ring(connection)
+            await self._writer.ring(connection)
 
     async def _migrate(self, connection: _Connection) -> None:
         """Numbered scripts, each once, known by their checksum; an advisory lock keeps two runners apart."""
@@ -786,36 +624,6 @@ async def _leave_as_it_is(connection: object) -> None:
 
 
 _Connection = Any  # asyncpg's pool hands out proxies that its stubs type apart from connections
-
-
-def _fail(group: Sequence[_Waiting], error: StoreError) -> None:
-    for _, future in group:
-        if not future.done():
-            own = error if isinstance(error, VersionConflictError) else StoreError(error.message, hint=error.hint)
-            future.set_exception(own)
-
-
-def _expects_a_version(change: Change) -> bool:
-    return any(event.expected is not None for event in change.events)
-
-
-def _gate_of(change: Change) -> str | None:
-    """The handler at whose gate the change does something."""
-    return change.gate if change.place is None else change.place.handler
-
-
-def _is_handed_over(change: Change) -> bool:
-    """A person has put the run in others' hands: it is due, and whoever waits for it shall hear."""
-    last = change.records[-1] if change.records else None
-    return change.due_at is not None and (change.started is not None or isinstance(last, Intervention))
-
-
-def _outcome(change: Change, begun: set[int], owned: set[str]) -> bool | StoreError:
-    if change.started is not None and id(change) not in begun:
-        return False
-    if change.started is None and change.run_id not in owned:
-        return OwnershipError.of(change.run_id)
-    return True
 
 
 async def _whole(connection: _Connection, ids: list[str]) -> list[StoredRun]:

@@ -17,75 +17,18 @@ UPDATE runs SET owner = NULL, due_at = CASE WHEN request IS NOT NULL THEN starte
 WHERE finished_at IS NULL AND owner IS NOT NULL AND owner NOT IN (SELECT id FROM runners WHERE lease_until >= now())
     AND EXISTS (SELECT FROM gate WHERE run_id = runs.id AND NOT begun)
 
--- name: free_keys  those that were held until now
-UPDATE runs SET key_until = NULL
-FROM unnest($1::text[], $2::text[], $3::text[]) AS u (handler, key, now)
-WHERE runs.handler = u.handler AND runs.key = u.key AND runs.key_until <= u.now
-
--- name: free_keys_of  those of these runs that others held until now
-UPDATE runs SET key_until = NULL
-FROM unnest($1::text[], $2::text[]) AS u (id, now) JOIN runs AS mine ON mine.id = u.id
-WHERE runs.id <> u.id AND runs.handler = mine.handler AND runs.key = mine.key AND runs.key_until <= u.now
-
--- name: begin_runs  a run that stands already, or whose key is held, is left out
-INSERT INTO runs (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, caller,
-    due_at, finished_at, error, asleep, owner)
-SELECT u.id, u.flow, u.handler, u.plan_hash, u.state, u.trigger, u.trace, u.data, u.started_at, u.key, u.key_until,
-    u.crashes, u.caller, u.due_at, u.finished_at, u.error, u.asleep = 1, u.owner
-FROM unnest(
-    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::text[],
-    $10::text[], $11::text[], $12::integer[], $13::text[], $14::text[], $15::text[], $16::text[], $17::integer[],
-    $18::text[]
-) AS u (id, flow, handler, plan_hash, state, trigger, trace, data, started_at, key, key_until, crashes, caller, due_at,
-    finished_at, error, asleep, owner)
-ON CONFLICT DO NOTHING
-RETURNING id
-
--- name: set_states  only of runs that are still ours: a lease that ran out may have given them to another runner
-UPDATE runs SET state = u.state,
-    due_at = CASE WHEN u.due_at IS NOT NULL AND runs.woken THEN '0001-01-01T00:00:00.000Z' ELSE u.due_at END,
-    woken = runs.woken AND u.due_at IS NULL,
-    asleep = u.asleep = 1,
-    finished_at = u.finished_at, error = u.error,
-    crashes = CASE
-        WHEN u.forgive = 1 THEN 0
-        WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN crashes + u.suspect
-        WHEN crashes < $10 THEN 0
-        ELSE $10
-    END,
-    key_until = CASE
-        WHEN u.finished_at IS NULL THEN coalesce(u.key_until, runs.key_until)
-        WHEN runs.key IS NOT NULL THEN u.key_until
-    END,
-    request = CASE WHEN u.finished_at IS NULL THEN request END,
-    owner = CASE WHEN u.due_at IS NULL AND u.finished_at IS NULL THEN $11 END
-FROM unnest(
-    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::integer[], $9::integer[]
-) AS u (id, state, due_at, finished_at, error, key_until, suspect, forgive, asleep)
-WHERE runs.id = u.id AND runs.owner = $11
-RETURNING runs.id
-
--- name: add_records
-INSERT INTO records (run_id, number, body) SELECT * FROM unnest($1::text[], $2::integer[], $3::text[])
+-- name: commit
+SELECT valid, sent FROM commit_changes(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
+    $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, $46, $47,
+    $48, $49, $50, $51, $52, $53, $54, $55, $56, $57, $58, $59, $60, $61, $62
+)
 
 -- name: lock_log
 SELECT pg_advisory_xact_lock(hashtext($1))
 
--- name: add_events  once, under the lock of the log; the version is the next one of the subject
-INSERT INTO events (id, type, source, subject, version, time, correlation_id, causation_id, data, run_id)
-SELECT u.id, u.type, u.source, u.subject,
-    CASE WHEN u.subject IS NOT NULL THEN
-        coalesce((SELECT max(version) FROM events e WHERE e.subject = u.subject), 0)
-        + row_number() OVER (PARTITION BY u.subject ORDER BY u.place)
-    END,
-    u.time, u.correlation_id, u.causation_id, u.data, u.run_id
-FROM unnest(
-    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::text[]
-) WITH ORDINALITY AS u (id, type, source, subject, time, correlation_id, causation_id, data, run_id, place)
-WHERE NOT EXISTS (SELECT FROM events e WHERE e.id = u.id AND e.source = u.source)
-ORDER BY u.place
-ON CONFLICT (id, source) DO NOTHING
-RETURNING position
+-- name: add_events
+SELECT log_events($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 
 -- name: version
 SELECT coalesce(max(version), 0) FROM events WHERE subject = $1
@@ -182,9 +125,6 @@ SELECT subject FROM (SELECT subject FROM events WHERE subject IS NOT NULL ORDER 
 SELECT id, flow, handler, state, trigger, started_at, finished_at, error FROM runs
 WHERE starts_with(trigger, $1) ORDER BY started_at, id
 
--- name: add_commands
-INSERT INTO commands (id, run_id) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING
-
 -- name: answer  of several, the first counts
 UPDATE commands SET answer = coalesce(answer, $1) WHERE id = $2 RETURNING run_id
 
@@ -194,13 +134,6 @@ WHERE id = $1 AND finished_at IS NULL
 
 -- name: answers
 SELECT run_id, answer FROM commands WHERE run_id = ANY ($1::text[]) AND answer IS NOT NULL
-
--- name: add_waits
-INSERT INTO waits (token, run_id, cancels) SELECT * FROM unnest($1::text[], $2::text[], $3::boolean[])
-ON CONFLICT DO NOTHING
-
--- name: forget_waits
-DELETE FROM waits WHERE run_id = ANY ($1::text[])
 
 -- name: arrive  in a transaction of its own: who begins to wait meanwhile sees it, or is seen by `waiting` below
 INSERT INTO arrivals (token, source, id, received_at, arrival, data)
@@ -247,12 +180,7 @@ WHERE runs.finished_at IS NOT NULL LIMIT $1
 DELETE FROM callers WHERE run_id = $1 AND correlation_id = $2 AND reply_to = $3
 
 -- name: add_outgoing
-INSERT INTO outbox (exchange, routing_key, properties, body, mandatory, owner)
-SELECT u.exchange, u.routing_key, u.properties, u.body, u.mandatory, $6
-FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::boolean[])
-    WITH ORDINALITY AS u (exchange, routing_key, properties, body, mandatory, place)
-ORDER BY u.place
-RETURNING position
+INSERT INTO outbox (exchange, routing_key, properties, body, mandatory) VALUES ($1, $2, $3, $4, $5)
 
 -- name: bury  one that came again stands as it came last
 INSERT INTO dead_letters (id, reason, handler, received_at, letter, body) VALUES ($1, $2, $3, $4, $5, $6)

@@ -169,6 +169,21 @@ def run_values(change: Change, started: RunStarted, owner: str) -> tuple[Any, ..
     )
 
 
+def state_values(change: Change) -> tuple[Any, ...]:
+    """run_id, state, due_at, finished_at, error, key_until, suspect, forgive, asleep: of a run that goes on or ends."""
+    return (
+        change.run_id,
+        str(change.state),
+        change.due_at,
+        change.finished_at,
+        error_text(change.error),
+        change.key_until,
+        int(change.suspect),
+        int(change.forgive),
+        int(change.asleep),
+    )
+
+
 def record_values(change: Change) -> list[tuple[str, int, str]]:
     """run_id, number, body of each record."""
     return [(change.run_id, number, text(record)) for number, record in enumerate(change.records, change.first)]

@@ -482,6 +482,28 @@ class StoreContract:
             versions = [entry.version for entry in log if entry.meta.subject == subject]
             assert versions == list(range(1, len(versions) + 1))
 
+    async def test_of_commits_at_once_one_that_comes_too_late_leaves_nothing_and_takes_nothing_from_the_others(
+        self,
+    ) -> None:
+        async with self.store() as store:
+            await store.commit(begin(1, events=(event(1, "a"),)))
+            shared = event(2, "a")
+            results = await asyncio.gather(
+                store.commit(begin(1, records=(step(7),), events=(event(9, "a"), shared), outgoing=(outgoing(9),))),
+                store.commit(go_on(1, records=(step(1),), events=(event(3, "a"),), outgoing=(outgoing(3),))),
+                store.commit(begin(2, records=(step(1),), events=(shared, event(4, "a")), outgoing=(outgoing(4),))),
+                store.commit(begin(2, records=(step(8),), events=(event(8, "a"),))),
+                store.commit(begin(3, events=(shared, event(5, "b")))),
+            )
+            assert list(results) == [False, True, True, False, True]
+            log = await store.events(EventFilter(subject="a"), limit=9)
+            assert sorted(entry.meta.id for entry in log) == ["m-1", "m-2", "m-3", "m-4"]
+            assert [entry.version for entry in log] == [1, 2, 3, 4]
+            assert (await the_run(store, 1)).records == (step(1),)
+            assert (await the_run(store, 2)).records == (step(1),)
+            left = sorted(row.outgoing.properties.message_id or "" for row in await store.outbox(9))
+        assert left == sorted(each.properties.message_id or "" for each in (outgoing(3), outgoing(4)))
+
     async def test_an_event_that_expects_another_version_of_its_subject_undoes_its_own_commit_and_no_other(
         self,
     ) -> None:

@@ -48,7 +48,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "aiormq": ("transports.rabbitmq",),
     "pamqp": ("transports.rabbitmq",),
     "yarl": ("transports.rabbitmq",),
-    "asyncpg": ("handlers.sql", "stores.postgres", "stores.postgres_presence"),
+    "asyncpg": ("handlers.sql", "stores.postgres", "stores.postgres_presence", "stores.postgres_writer"),
     "yaml": ("lang",),
     "cronsim": ("engine.scheduler", "lang"),
     "jinja2": ("expressions", "filters", "values", "lang.infer", "lang.rules.projections"),
