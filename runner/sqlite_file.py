@@ -1,8 +1,8 @@
 """One SQLite file, shared by the SQLite store and the embedded broker: one writer, grouped commits, liveness.
 
 All work runs on one thread with one connection. Whatever is queued when a transaction begins shares it, so
-that concurrent runs pay for one fsync together. Each piece of work has a savepoint of its own: one that fails
-takes nothing else with it.
+that concurrent runs pay for one fsync together. One piece of work that fails takes nothing else with it: all is then
+done anew, each in a savepoint of its own. Not from the first, because a savepoint copies every page that is written.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ class SqliteFile:
                 await asyncio.to_thread(self._thread.join)
 
     async def write(self, work: Work[T]) -> T:
-        """Run `work` in a transaction, and return when it is durable. Raises StoreError."""
+        """Run `work` in a transaction, and return when it is durable. Raises StoreError, or what `work` raises.
+
+        If other work in the same transaction fails, it is undone and called again: it must do nothing but write.
+        """
         return await self._submit(_Job(work, writes=True))
 
     async def read(self, work: Work[T]) -> T:
@@ -192,7 +195,12 @@ class SqliteFile:
     def _transaction(self, connection: sqlite3.Connection, writes: list[_Job[Any]]) -> list[_Done]:
         try:
             connection.execute("BEGIN IMMEDIATE")
-            done = [self._in_savepoint(connection, job) for job in writes]
+            done = self._together(writes, connection)
+            if done is None:
+                if connection.in_transaction:  # a disk that is full ends it
+                    connection.execute("ROLLBACK")
+                connection.execute("BEGIN IMMEDIATE")
+                done = [self._in_savepoint(connection, job) for job in writes]
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):  # a disk that fails may fail this too; the next transaction will say so
@@ -201,6 +209,13 @@ class SqliteFile:
             fault = self._fault(error)
             return [(job.future, None, fault) for job in writes]
         return done
+
+    def _together(self, writes: list[_Job[Any]], connection: sqlite3.Connection) -> list[_Done] | None:
+        """None if some of it failed."""
+        try:
+            return [(job.future, job.work(connection), None) for job in writes]
+        except Exception:  # whose it is, and what of it, shows when each is done by itself
+            return None
 
     def _in_savepoint(self, connection: sqlite3.Connection, job: _Job[Any]) -> _Done:
         connection.execute("SAVEPOINT work")
