@@ -56,6 +56,8 @@ class Pressure:
         self._clock = clock
         self._poke = poke
         self._loads: dict[str, Load] = {}
+        self._untold: set[tuple[str, bool]] = set()
+        """The handlers, and whether they are behind, of which an error was logged: each second it would be the same."""
         self._looks = 0
 
     async def run(self) -> None:
@@ -118,8 +120,11 @@ class Pressure:
         try:
             event = build(self._plan.events[feedback.event], data, emitter, rfc3339(self._clock.now()))
         except (PayloadError, ExpressionError) as error:
-            _log.error("%s cannot be published for %s: %s", feedback.event, program.name, error)
+            if (program.name, is_high) not in self._untold:
+                _log.error("%s cannot be published for %s: %s", feedback.event, program.name, error)
+            self._untold.add((program.name, is_high))
             return
+        self._untold.discard((program.name, is_high))
         if await self._traffic.tell(program.name, is_high, *event):
             _log.warning("%s is %s: %d messages lie before it", program.name, _WORDS[is_high], lag)
             self._poke()

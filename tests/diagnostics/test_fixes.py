@@ -138,11 +138,10 @@ def misspelt(draw: st.DrawFn) -> str:
 @given(misspelt())
 def test_whatever_was_misspelt_is_as_it_was(tmp_path: Path, text: str) -> None:
     assert fixed(tmp_path, text).decode() == VALID
+
+
+def test_the_valid_file_is_valid_and_stays_as_it_is(tmp_path: Path) -> None:
     assert fixed(tmp_path, VALID).decode() == VALID
-
-
-def test_the_valid_file_is_valid(tmp_path: Path) -> None:
-    project(tmp_path, VALID)
     assert validate(tmp_path, "--strict").exit_code == 0
 
 
