@@ -13,7 +13,7 @@ from benchmarks.servers import Servers
 from benchmarks.systems import System
 
 HANDLERS = 10
-EVENTS = 300
+EVENTS = 1_500
 NAMES = ["accept", *(f"accept_{number}" for number in range(2, HANDLERS + 1))]
 STEPS = """
     steps:
