@@ -53,6 +53,17 @@ def found(root: Path) -> list[dict[str, Any]]:
     return diagnostics
 
 
+_FOUND: dict[Path, list[dict[str, Any]]] = {}
+
+
+@pytest.fixture
+def diagnostics(case: Path, project: Path) -> list[dict[str, Any]]:
+    """What `json` tells of a golden case; asked for once, and not once a format."""
+    if case not in _FOUND:
+        _FOUND[case] = found(project)
+    return _FOUND[case]
+
+
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     (tmp_path / "flows").mkdir()
@@ -65,35 +76,37 @@ def shop(tmp_path: Path) -> Path:
 # --- every golden case in every format
 
 
-def test_github_gets_one_line_a_diagnostic(project: Path) -> None:
+def test_github_gets_one_line_a_diagnostic(project: Path, diagnostics: list[dict[str, Any]]) -> None:
     lines = report(project, "github").splitlines()
     said = [match.groups()[:4] for line in lines if (match := ANNOTATION.fullmatch(line))]
     assert len(said) == len(lines)
     assert said == [
-        (d["severity"], d["code"], d["range"]["filename"], str(d["range"]["start"]["line"])) for d in found(project)
+        (d["severity"], d["code"], d["range"]["filename"], str(d["range"]["start"]["line"])) for d in diagnostics
     ]
 
 
-def test_gitlab_gets_one_entry_a_diagnostic_with_fingerprints_of_their_own(project: Path) -> None:
+def test_gitlab_gets_one_entry_a_diagnostic_with_fingerprints_of_their_own(
+    project: Path, diagnostics: list[dict[str, Any]]
+) -> None:
     entries = json.loads(report(project, "gitlab"))
-    assert [entry["check_name"] for entry in entries] == [d["code"] for d in found(project)]
+    assert [entry["check_name"] for entry in entries] == [d["code"] for d in diagnostics]
     assert len({entry["fingerprint"] for entry in entries}) == len(entries)
 
 
-def test_sarif_fits_its_schema(project: Path) -> None:
+def test_sarif_fits_its_schema(project: Path, diagnostics: list[dict[str, Any]]) -> None:
     log = json.loads(report(project, "sarif"))
     SARIF.validate(log)
     [run] = log["runs"]
     rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
-    assert [rules[result["ruleIndex"]] for result in run["results"]] == [d["code"] for d in found(project)]
-    assert [result["ruleId"] for result in run["results"]] == [d["code"] for d in found(project)]
+    assert [rules[result["ruleIndex"]] for result in run["results"]] == [d["code"] for d in diagnostics]
+    assert [result["ruleId"] for result in run["results"]] == [d["code"] for d in diagnostics]
 
 
-def test_junit_fails_the_files_that_have_errors(project: Path) -> None:
+def test_junit_fails_the_files_that_have_errors(project: Path, diagnostics: list[dict[str, Any]]) -> None:
     suites = ElementTree.fromstring(report(project, "junit"))
     cases = list(suites.iter("testcase"))
     failing = {case.get("name") for case in cases if case.find("failure") is not None}
-    assert failing == {d["range"]["filename"] for d in found(project) if d["severity"] == "error"}
+    assert failing == {d["range"]["filename"] for d in diagnostics if d["severity"] == "error"}
     assert suites.get("failures") == str(len(failing))
     assert suites.get("tests") == str(len(cases))
 
